@@ -1,0 +1,392 @@
+"""Everything that can go wrong, as one tree.
+
+    ValetkeyError
+      UsageError                     wrong words on the command line or in a call
+      ConfigError                    config.toml or the environment
+      ProviderError                  a declaration: UnknownProvider InvalidProvider ProviderExists BuiltInProvider
+        InvalidBaseUrl ProviderCheckFailed
+      LoginError                     a flow: InitiationFailed LoginTimeout LoginExpired LoginDenied LoginCancelled
+        PollFailed CompletionFailed MissingParameter InvalidParameter RestrictedLogin
+        ValidationFailed             KeyRejected KeyForbidden (what the probe said)
+      CredentialError                NotLoggedIn CredentialExpired NeedsLogin RefreshRejected RefreshFailed RefreshBusy
+        RefreshNotSupported SourceFailed HostsNotAccepted NotForThisUse
+      TransportError                 ConnectTimeout NameNotResolved TlsFailed Unreachable ProviderFault UnclearAnswer
+      StoreError                     WrongMode StoreLocked WrongKey RecordDamaged StoreTooNew ForeignStore
+        StoreUnwritable GenerationConflict InvalidName BackupFailed
+
+Each says what happened, to which provider, and what to do next. `code` is stable and the same in
+the command line, the API and the gateway; `retryable` says whether the same call may succeed later;
+`exit_status` is what the command line ends with.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackupFailed",
+    "BuiltInProvider",
+    "CompletionFailed",
+    "ConfigError",
+    "ConnectTimeout",
+    "CredentialError",
+    "CredentialExpired",
+    "ForeignStore",
+    "GenerationConflict",
+    "HostsNotAccepted",
+    "InitiationFailed",
+    "InvalidBaseUrl",
+    "InvalidName",
+    "InvalidParameter",
+    "InvalidProvider",
+    "KeyForbidden",
+    "KeyRejected",
+    "LoginCancelled",
+    "LoginDenied",
+    "LoginError",
+    "LoginExpired",
+    "LoginTimeout",
+    "MissingParameter",
+    "NameNotResolved",
+    "NeedsLogin",
+    "NotForThisUse",
+    "NotLoggedIn",
+    "PollFailed",
+    "ProviderCheckFailed",
+    "ProviderError",
+    "ProviderExists",
+    "ProviderFault",
+    "RecordDamaged",
+    "RefreshBusy",
+    "RefreshFailed",
+    "RefreshNotSupported",
+    "RefreshRejected",
+    "RestrictedLogin",
+    "SourceFailed",
+    "StoreError",
+    "StoreLocked",
+    "StoreTooNew",
+    "StoreUnwritable",
+    "TlsFailed",
+    "TransportError",
+    "UnclearAnswer",
+    "UnknownProvider",
+    "Unreachable",
+    "UsageError",
+    "ValetkeyError",
+    "ValidationFailed",
+    "WrongKey",
+    "WrongMode",
+]
+
+
+class ValetkeyError(Exception):
+    """Root of the tree: a message (lower case, no final period, no secret) and a hint (an imperative)."""
+
+    code = "error"
+    retryable = False
+    exit_status = 1
+
+    def __init__(self, message: str, *, hint: str, provider: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.provider = provider
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        """Derive the code from the class's name, `NotLoggedIn` to `not_logged_in`, once."""
+        super().__init_subclass__(**kwargs)
+        if "code" not in cls.__dict__:
+            cls.code = "".join(f"_{c.lower()}" if c.isupper() else c for c in cls.__name__).lstrip("_")
+
+    def as_dict(self) -> dict[str, object]:
+        """Give the JSON form that the command line, the API and the gateway share."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "hint": self.hint,
+            "provider": self.provider,
+            "retryable": self.retryable,
+        }
+
+
+class UsageError(ValetkeyError):
+    """The words of a command or the arguments of a call are wrong."""
+
+    exit_status = 2
+
+
+class ConfigError(ValetkeyError):
+    """config.toml or an environment variable cannot be used; the message names file, line and key."""
+
+    exit_status = 2
+
+
+# --- providers -------------------------------------------------------------------------------
+
+
+class ProviderError(ValetkeyError):
+    """A provider's declaration."""
+
+
+class UnknownProvider(ProviderError):
+    """No provider has this id; the hint names the nearest ones."""
+
+    exit_status = 2
+
+
+class InvalidProvider(ProviderError):
+    """A declaration cannot be read; the message names file, key and what is wrong."""
+
+
+class ProviderExists(ProviderError):
+    """The id is taken."""
+
+    exit_status = 2
+
+
+class BuiltInProvider(ProviderError):
+    """A built-in provider can be neither removed nor replaced without `override = true`."""
+
+    exit_status = 2
+
+
+class InvalidBaseUrl(ProviderError):
+    """A base URL that cannot be used, or not without an explicit yes."""
+
+    exit_status = 2
+
+
+class ProviderCheckFailed(ProviderError):
+    """The server of a custom provider did not pass its health check."""
+
+
+# --- logins ----------------------------------------------------------------------------------
+
+
+class LoginError(ValetkeyError):
+    """A login did not end in a credential. Nothing was stored."""
+
+
+class InitiationFailed(LoginError):
+    """The server refused to begin the login."""
+
+
+class LoginTimeout(LoginError):
+    """Our own time limit (`--timeout`) ran out before the user had finished."""
+
+    retryable = True
+
+
+class LoginExpired(LoginError):
+    """The server's time limit ran out: expired_token (RFC 8628 section 3.5)."""
+
+    retryable = True
+
+
+class LoginDenied(LoginError):
+    """The user or the server said no: access_denied."""
+
+
+class LoginCancelled(LoginError):
+    """The user stopped the login."""
+
+    exit_status = 130
+
+
+class PollFailed(LoginError):
+    """This kind of login cannot be polled, or the server's answer ended it."""
+
+
+class CompletionFailed(LoginError):
+    """The code could not be turned into a credential."""
+
+
+class MissingParameter(LoginError):
+    """A declared parameter has neither a value nor a default."""
+
+    exit_status = 2
+
+
+class InvalidParameter(LoginError):
+    """A value is not of the declared form, or nothing declares it."""
+
+    exit_status = 2
+
+
+class RestrictedLogin(LoginError):
+    """The provider forbids this login to third-party tools; it needs an explicit yes."""
+
+
+class ValidationFailed(LoginError):
+    """The provider did not accept the credential, or could not be asked."""
+
+
+class KeyRejected(ValidationFailed):
+    """The probe answered 401."""
+
+
+class KeyForbidden(ValidationFailed):
+    """The probe answered 403: the credential is known and may not do this."""
+
+
+# --- credentials -----------------------------------------------------------------------------
+
+
+class CredentialError(ValetkeyError):
+    """A credential that cannot be had."""
+
+
+class NotLoggedIn(CredentialError):
+    """No credential is stored for the account, and none is in the environment."""
+
+    exit_status = 3
+
+
+class CredentialExpired(CredentialError):
+    """The credential is past its end and cannot be renewed."""
+
+    exit_status = 3
+
+
+class NeedsLogin(CredentialError):
+    """The provider has ended the login; only a new one helps."""
+
+    exit_status = 3
+
+
+class RefreshRejected(CredentialError):
+    """invalid_grant (RFC 6749 section 5.2): the refresh token is dead; only a new login helps."""
+
+    exit_status = 3
+
+
+class RefreshFailed(CredentialError):
+    """The renewal did not get through: network, 429 or 5xx. The old token is kept.
+
+    `retry_after` is the server's wish in seconds, where it gave one.
+    """
+
+    retryable = True
+
+    def __init__(
+        self, message: str, *, hint: str, provider: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, provider=provider)
+        self.retry_after = retry_after
+
+
+class RefreshBusy(CredentialError):
+    """Another process holds the renewal of this account and did not finish in time."""
+
+    retryable = True
+
+
+class RefreshNotSupported(CredentialError):
+    """A credential of this kind has no renewal."""
+
+
+class SourceFailed(CredentialError):
+    """An ambient source (a command, a file, a profile) gave no credential."""
+
+    retryable = True
+
+
+class HostsNotAccepted(CredentialError):
+    """The declaration now sends the credential to hosts that were not there at login."""
+
+    exit_status = 4
+
+
+class NotForThisUse(CredentialError):
+    """A restricted login is asked for a use that it may not serve."""
+
+    exit_status = 4
+
+
+# --- what the outside answered ---------------------------------------------------------------
+
+
+class TransportError(ValetkeyError):
+    """A request that got no usable answer."""
+
+    retryable = True
+
+
+class ConnectTimeout(TransportError):
+    """No answer within the time limit."""
+
+
+class NameNotResolved(TransportError):
+    """The host's name has no address."""
+
+
+class TlsFailed(TransportError):
+    """The server's certificate was not accepted, or the handshake failed."""
+
+    retryable = False
+
+
+class Unreachable(TransportError):
+    """Connection refused, reset, or no route."""
+
+
+class ProviderFault(TransportError):
+    """The server answered 429 or 5xx."""
+
+
+class UnclearAnswer(TransportError):
+    """The answer is not what the protocol says: not JSON, too large, a redirect, empty."""
+
+    retryable = False
+
+
+# --- the store -------------------------------------------------------------------------------
+
+
+class StoreError(ValetkeyError):
+    """The store cannot do what was asked. What cannot be read is never overwritten."""
+
+
+class WrongMode(StoreError):
+    """A file or folder is open to others; the hint is the command that mends it."""
+
+
+class StoreLocked(StoreError):
+    """The key that opens the store is not to be had now (keychain locked, no passphrase)."""
+
+
+class WrongKey(StoreError):
+    """The key source gave a key that does not open this store."""
+
+
+class RecordDamaged(StoreError):
+    """A record does not pass its integrity check."""
+
+
+class StoreTooNew(StoreError):
+    """The database was written by a newer Valetkey."""
+
+
+class ForeignStore(StoreError):
+    """The file is not a Valetkey database, or is damaged."""
+
+
+class StoreUnwritable(StoreError):
+    """Read-only or full disk, or another process holds the database too long."""
+
+    retryable = True
+
+
+class GenerationConflict(StoreError):
+    """Compare-and-swap lost: somebody else saved first."""
+
+    retryable = True
+
+
+class InvalidName(StoreError):
+    """A provider id or an account name of a form that is not allowed."""
+
+    exit_status = 2
+
+
+class BackupFailed(StoreError):
+    """A backup could not be written, read or put back."""

@@ -1,0 +1,194 @@
+"""The one outgoing HTTP client for control traffic: timeouts, proxies, extra CA, no redirects."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import httpx2
+
+from valetkey.errors import ConnectTimeout, NameNotResolved, TlsFailed, TransportError, UnclearAnswer, Unreachable
+
+__all__ = ["HttpClient", "Response", "in_thread", "translate"]
+
+# A token answer is a few kB; the longest model list seen is under 1 MB.
+MAX_BODY_BYTES = 2 * 1024 * 1024
+# Design section 6: the limit of a renewal; a login's calls share it.
+TIMEOUT_SECONDS = 20.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """An answer, read whole. `headers` has lower-case names. The body may hold secrets: it is never shown."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def __repr__(self) -> str:
+        return f"Response(status={self.status}, {len(self.body)} bytes)"
+
+    def json(self) -> object:
+        """Decode the body. Raises: UnclearAnswer, without a word of the body."""
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            raise UnclearAnswer(
+                f"the answer (HTTP {self.status}) is not JSON", hint="check the address; a proxy page may be in the way"
+            ) from None
+
+
+class HttpClient:
+    """Sends one request at a time over a blocking client, so that no event loop can throw an answer away.
+
+    `ca_file` is trusted beside the system's certificates. Proxies come from the environment.
+    """
+
+    def __init__(self, *, timeout_seconds: float = TIMEOUT_SECONDS, ca_file: str | None = None) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._ca_file = ca_file
+        self._client: httpx2.Client | None = None
+        self._lock = threading.Lock()
+
+    def _open(self) -> httpx2.Client:
+        with self._lock:
+            if self._client is None:
+                self._client = httpx2.Client(
+                    verify=self._trust(),
+                    follow_redirects=False,
+                    headers={"user-agent": "valetkey", "accept": "application/json"},
+                )
+            return self._client
+
+    def _trust(self) -> ssl.SSLContext | bool:
+        if self._ca_file is None:
+            return True
+        context = ssl.create_default_context()
+        context.load_verify_locations(cafile=self._ca_file)
+        return context
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Response:
+        """Send it and read the whole answer, whatever its status.
+
+        Raises: ConnectTimeout, NameNotResolved, TlsFailed, Unreachable, UnclearAnswer (too large).
+        """
+        limit = self._timeout_seconds if timeout_seconds is None else timeout_seconds
+        try:
+            with self._open().stream(method, url, headers=dict(headers or {}), content=body, timeout=limit) as answer:
+                received = bytearray()
+                for chunk in answer.iter_bytes():
+                    received += chunk
+                    if len(received) > MAX_BODY_BYTES:
+                        raise UnclearAnswer(
+                            f"the answer of {answer.url.host} is longer than {MAX_BODY_BYTES} bytes",
+                            hint="check the address; this is no API that Valetkey knows",
+                        )
+                return Response(
+                    status=answer.status_code,
+                    headers={k.lower(): v for k, v in answer.headers.items()},
+                    body=bytes(received),
+                )
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise translate(error, url) from error
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Response:
+        """Do what `send` does, in a thread."""
+        return await in_thread(
+            lambda: self.send(method, url, headers=headers, body=body, timeout_seconds=timeout_seconds)
+        )
+
+    def close(self) -> None:
+        """Close kept connections."""
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+                self._client = None
+
+
+def translate(error: httpx2.HTTPError | httpx2.InvalidURL, url: str) -> TransportError:
+    """Turn the client's error into ours; only the host of `url` is named, its query may hold secrets."""
+    host = _host(url)
+    causes = list(_causes(error))
+    if isinstance(error, httpx2.TimeoutException):
+        return ConnectTimeout(f"{host} did not answer in time", hint="check the network and try again")
+    if any(isinstance(c, socket.gaierror) for c in causes):
+        return NameNotResolved(f"the name {host} has no address", hint="check the name, DNS and the proxy settings")
+    if any(isinstance(c, ssl.SSLError) for c in causes):
+        return TlsFailed(
+            f"the TLS connection to {host} failed",
+            hint="check the clock and the certificate; set ca_file in config.toml for a private CA",
+        )
+    if isinstance(error, httpx2.DecodingError):
+        return UnclearAnswer(f"the answer of {host} cannot be decoded", hint="check the address")
+    if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
+        return UnclearAnswer(f"{host} is not an address that can be asked", hint="use an http:// or https:// address")
+    return Unreachable(f"{host} cannot be reached", hint="check that the server is up and the address is right")
+
+
+def _host(url: str) -> str:
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        return "the address"
+    return parsed.host if parsed.port is None else f"{parsed.host}:{parsed.port}"
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Run plain code in a daemon thread of its own, so that Ctrl-C never waits for a server's time limit."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]  # without an error there is a result
+
+    def run() -> None:
+        result: T | None = None
+        error: BaseException | None = None
+        try:
+            result = work()
+        except BaseException as caught:
+            error = caught
+        try:
+            loop.call_soon_threadsafe(settle, result, error)
+        except RuntimeError:  # the loop was closed: nobody waits any more
+            return
+
+    threading.Thread(target=run, name="valetkey-http", daemon=True).start()
+    return await done

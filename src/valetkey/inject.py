@@ -1,0 +1,120 @@
+"""Puts a credential into a request's headers, as a declaration says."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from valetkey.credential import Credential, secrets_of
+from valetkey.errors import HostsNotAccepted, InvalidProvider
+from valetkey.provider import AuthMethod, Provider
+
+__all__ = ["fill", "headers_for", "host_matches", "join", "reach", "variables_of"]
+
+_BRACES = re.compile(r"\{([A-Za-z0-9_-]+)\}")
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """Fill in the braces. Raises: InvalidProvider for a name that has no value."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in values:
+            raise InvalidProvider(f"nothing is known for {{{name}}}", hint=f"declare `{name}` or correct the template")
+        return values[name]
+
+    return _BRACES.sub(value, template)
+
+
+def variables_of(credential: Credential, *, account_id: str | None = None) -> dict[str, str]:
+    """Give what templates may name, revealed: the secrets, the parameters, `account_id`."""
+    values = dict(credential.parameters)
+    if account_id is not None:
+        values["account_id"] = account_id
+    values.update({name: secret.reveal() for name, secret in secrets_of(credential).items()})
+    return values
+
+
+def host_matches(host: str, patterns: tuple[str, ...]) -> bool:
+    """Say whether `host` (lower case, no port unless the pattern has one) is one of these; `*.` takes subdomains."""
+    bare = host.rsplit(":", 1)[0] if not host.startswith("[") else host.split("]")[0] + "]"
+    for pattern in patterns:
+        if pattern in (host, bare):
+            return True
+        if pattern.startswith("*.") and bare.endswith(pattern[1:]):
+            return True
+    return False
+
+
+def headers_for(
+    credential: Credential,
+    *,
+    method: AuthMethod,
+    url: str,
+    hosts: tuple[str, ...],
+    headers: Mapping[str, str],
+    account_id: str | None = None,
+) -> dict[str, str]:
+    """Give `headers` with whatever credential they held taken out and this one put in. Names come back in lower case.
+
+    `hosts` are the account's sealed hosts. Raises: HostsNotAccepted when `url` is not on one of them.
+    """
+    host = urlsplit(url).netloc.rsplit("@", 1)[-1].lower()
+    if not host_matches(host, hosts):
+        raise HostsNotAccepted(
+            f"this login may not be used at {host}", hint="log in again, or accept the provider's new hosts"
+        )
+    values = variables_of(credential, account_id=account_id)
+    result = {name.lower(): value for name, value in headers.items()}
+    for rule in method.inject:
+        if rule.hosts and not host_matches(host, rule.hosts):
+            continue
+        for name in rule.remove:
+            result.pop(name.lower(), None)
+        if rule.basic is not None:
+            pair = fill(rule.basic, values).encode()
+            result["authorization"] = "Basic " + base64.b64encode(pair).decode()
+        for name, template in rule.set.items():
+            _set(result, name.lower(), fill(template, values))
+    return result
+
+
+def _set(headers: dict[str, str], name: str, value: str) -> None:
+    if name.endswith("?"):
+        headers.setdefault(name[:-1], value)
+    elif name.endswith("+"):
+        present = [part.strip() for part in headers.get(name[:-1], "").split(",") if part.strip()]
+        headers[name[:-1]] = ", ".join([*present, *([] if value in present else [value])])
+    else:
+        headers[name] = value
+
+
+def join(base_url: str, path: str) -> str:
+    """Join a path to a base URL.
+
+    A version that both have (`…/v1` and `/v1/messages`) stands once; a whole URL stays as it is.
+    """
+    if path.startswith(("https://", "http://")):
+        return path
+    base = base_url.rstrip("/")
+    first, _, rest = path.lstrip("/").partition("/")
+    if re.fullmatch(r"v\d+(?:beta\d*|alpha\d*)?", first) and base.endswith("/" + first):
+        return f"{base}/{rest}"
+    return f"{base}/{path.lstrip('/')}"
+
+
+def reach(provider: Provider, method: AuthMethod, parameters: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+    """Give base_url and hosts of a login, filled in. Both are sealed into its record.
+
+    Call it only with parameters that passed their patterns: they decide where the credential goes.
+    """
+    base_url = method.base_url or provider.api.base_url
+    hosts = method.hosts or provider.api.hosts
+    for rule in method.when:
+        if all(parameters.get(name) == value for name, value in rule.values.items()):
+            base_url = rule.base_url or base_url
+            hosts = hosts if rule.hosts is None else rule.hosts
+            break
+    return fill(base_url, parameters), tuple(fill(host, parameters).lower() for host in hosts)
