@@ -1,0 +1,1 @@
+"""Small working fakes and real servers that the tests share."""
