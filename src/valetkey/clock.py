@@ -10,6 +10,10 @@ from typing import Protocol
 __all__ = ["Clock", "SystemClock"]
 
 
+# Linux's CLOCK_MONOTONIC and time.monotonic() stand still in suspend; macOS's CLOCK_MONOTONIC does not.
+_AGEING: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
 class Clock(Protocol):
     """What time it is, and how to wait."""
 
@@ -38,8 +42,8 @@ class SystemClock:
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Give seconds that only grow."""
-        return time.monotonic()
+        """Give seconds that only grow, through suspend too: a token ages while the lid is closed."""
+        return time.clock_gettime(_AGEING)
 
     async def sleep(self, seconds: float) -> None:
         """Wait without holding up the event loop."""

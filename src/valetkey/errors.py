@@ -306,9 +306,13 @@ class NotForThisUse(CredentialError):
 
 
 class TransportError(ValetkeyError):
-    """A request that got no usable answer."""
+    """A request that got no usable answer. `sent` is False where it is known that the server never had it."""
 
     retryable = True
+
+    def __init__(self, message: str, *, hint: str, provider: str | None = None, sent: bool = True) -> None:
+        super().__init__(message, hint=hint, provider=provider)
+        self.sent = sent
 
 
 class ConnectTimeout(TransportError):

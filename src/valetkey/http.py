@@ -133,20 +133,26 @@ def translate(error: httpx2.HTTPError | httpx2.InvalidURL, url: str) -> Transpor
     """Turn the client's error into ours; only the host of `url` is named, its query may hold secrets."""
     host = _host(url)
     causes = list(_causes(error))
+    sent = not isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
     if isinstance(error, httpx2.TimeoutException):
-        return ConnectTimeout(f"{host} did not answer in time", hint="check the network and try again")
+        return ConnectTimeout(f"{host} did not answer in time", hint="check the network and try again", sent=sent)
     if any(isinstance(c, socket.gaierror) for c in causes):
-        return NameNotResolved(f"the name {host} has no address", hint="check the name, DNS and the proxy settings")
+        return NameNotResolved(
+            f"the name {host} has no address", hint="check the name, DNS and the proxy settings", sent=False
+        )
     if any(isinstance(c, ssl.SSLError) for c in causes):
         return TlsFailed(
             f"the TLS connection to {host} failed",
             hint="check the clock and the certificate; set ca_file in config.toml for a private CA",
+            sent=sent,
         )
     if isinstance(error, httpx2.DecodingError):
         return UnclearAnswer(f"the answer of {host} cannot be decoded", hint="check the address")
     if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
         return UnclearAnswer(f"{host} is not an address that can be asked", hint="use an http:// or https:// address")
-    return Unreachable(f"{host} cannot be reached", hint="check that the server is up and the address is right")
+    return Unreachable(
+        f"{host} cannot be reached", hint="check that the server is up and the address is right", sent=sent
+    )
 
 
 def _host(url: str) -> str:

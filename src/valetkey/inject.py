@@ -11,7 +11,7 @@ from valetkey.credential import Credential, secrets_of
 from valetkey.errors import HostsNotAccepted, InvalidProvider
 from valetkey.provider import AuthMethod, Provider
 
-__all__ = ["fill", "headers_for", "host_matches", "join", "reach", "variables_of"]
+__all__ = ["endpoint_hosts", "fill", "headers_for", "host_matches", "join", "reach", "variables_of"]
 
 _BRACES = re.compile(r"\{([A-Za-z0-9_-]+)\}")
 
@@ -118,3 +118,15 @@ def reach(provider: Provider, method: AuthMethod, parameters: Mapping[str, str])
             hosts = hosts if rule.hosts is None else rule.hosts
             break
     return fill(base_url, parameters), tuple(fill(host, parameters).lower() for host in hosts)
+
+
+def endpoint_hosts(method: AuthMethod, parameters: Mapping[str, str]) -> tuple[str, ...]:
+    """Give the hosts (with a port where one is named) that get this login's tokens to renew, exchange or revoke them."""
+    exchange = method.exchange
+    addresses = (
+        method.token_endpoint,
+        method.revocation_endpoint,
+        (exchange.get or exchange.post) if exchange is not None else None,
+    )
+    found = {urlsplit(fill(address, parameters)).netloc.lower() for address in addresses if address}
+    return tuple(sorted(found))

@@ -53,7 +53,9 @@ class Account:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One account as it is stored. `hosts` and `base_url` are sealed: they decide where the credential may go.
+    """One account as it is stored. `hosts`, `endpoints` and `base_url` are sealed: they decide where it may go.
+
+    `hosts` are those of the API; `endpoints` those that renew, exchange or revoke (`inject.endpoint_hosts`).
 
     `restricted` is sealed too: the login may serve only what its declaration says. `generation` 0 has not been
     saved; `save` gives the next one. `hint` is the secret's last four, for a person to tell two apart.
@@ -63,6 +65,7 @@ class Record:
     credential: Credential
     identity: Identity = Identity()
     hosts: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
     base_url: str = ""
     restricted: bool = False
     health: Health = Health.OK
