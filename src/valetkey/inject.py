@@ -69,16 +69,22 @@ def headers_for(
     values = variables_of(credential, account_id=account_id)
     result = {name.lower(): value for name, value in headers.items()}
     for rule in method.inject:
-        if rule.hosts and not host_matches(host, rule.hosts):
+        if rule.hosts and not host_matches(host, tuple(fill(h, credential.parameters).lower() for h in rule.hosts)):
             continue
         for name in rule.remove:
             result.pop(name.lower(), None)
-        if rule.basic is not None:
+        if rule.basic is not None and not _names_empty(rule.basic, values):
             pair = fill(rule.basic, values).encode()
             result["authorization"] = "Basic " + base64.b64encode(pair).decode()
         for name, template in rule.set.items():
-            _set(result, name.lower(), fill(template, values))
+            if not _names_empty(template, values):
+                _set(result, name.lower(), fill(template, values))
     return result
+
+
+def _names_empty(template: str, values: Mapping[str, str]) -> bool:
+    # A key that may be left out (a local server's): no header is better than `Bearer ` with nothing behind it.
+    return any(values.get(name) == "" for name in _BRACES.findall(template))
 
 
 def _set(headers: dict[str, str], name: str, value: str) -> None:
@@ -121,7 +127,7 @@ def reach(provider: Provider, method: AuthMethod, parameters: Mapping[str, str])
 
 
 def endpoint_hosts(method: AuthMethod, parameters: Mapping[str, str]) -> tuple[str, ...]:
-    """Give the hosts (with a port where one is named) that get this login's tokens to renew, exchange or revoke them."""
+    """Give the hosts that get this login's tokens to renew, exchange or revoke; with a port where one is named."""
     exchange = method.exchange
     addresses = (
         method.token_endpoint,

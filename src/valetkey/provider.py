@@ -75,10 +75,18 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class DialectRule:
-    """Another dialect for the models that `match` (a glob) names; first match wins."""
+    """Another dialect for the models that `match` (a glob) names; first match wins.
+
+    `path` is where such a model is asked if not at the dialect's own path: a template with `{model}` and the
+    parameters, joined to base_url. `body` is added to what the dialect puts in the JSON body; `without` names
+    fields that are taken out of it.
+    """
 
     match: str
     dialect: DialectId
+    path: str | None = None
+    body: Mapping[str, str | bool] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
