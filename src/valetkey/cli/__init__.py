@@ -1,0 +1,29 @@
+"""The command line: one file for each group of commands. Nothing is imported here: `token` must start at once."""
+
+from __future__ import annotations
+
+# Where each command is. A module is imported when its command is called, so that `ask` does not pay for `login`.
+COMMANDS: dict[str, str] = {
+    "login": "valetkey.cli.login:login",
+    "logout": "valetkey.cli.accounts:logout",
+    "list": "valetkey.cli.accounts:list_accounts",
+    "status": "valetkey.cli.accounts:status",
+    "token": "valetkey.cli.token:token",
+    "env": "valetkey.cli.environment:env",
+    "exec": "valetkey.cli.environment:exec_command",
+    "ask": "valetkey.cli.ask:ask",
+    "models": "valetkey.cli.models:models",
+    "providers": "valetkey.cli.providers:providers",
+    "import": "valetkey.cli.imports:import_logins",
+    "store": "valetkey.cli.store:store",
+    "config": "valetkey.cli.settings:config",
+    "doctor": "valetkey.cli.doctor:doctor",
+    "demo": "valetkey.cli.demo:demo",
+    "completion": "valetkey.cli.settings:completion",
+}
+
+# The same commands under the names that other tools taught.
+OTHER_NAMES: dict[str, str] = {
+    "grant": "valetkey.cli.login:login",
+    "auth": "valetkey.cli.accounts:auth",
+}

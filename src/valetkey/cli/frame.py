@@ -1,0 +1,425 @@
+"""What every command stands on: the state of one call, how it speaks, and how it ends.
+
+A command is written as
+
+    @command("list")
+    @click.option("--all", is_flag=True)
+    def list_accounts(state: State, *, all: bool) -> None: ...
+
+`@command` adds `--json`, `--verbose` and `--no-color`. With `--json`, stdout gets one JSON document: what the
+command gives, or `{"error": {"code", "message", "hint", "provider", "retryable"}}`. The two lines for a person,
+`valetkey: error: …` and `valetkey: hint: …`, go to stderr in both cases.
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 needs login, 4 refused by policy, 130 stopped with Ctrl-C,
+141 when the reader of a pipe went away. `doctor` and `exec` add their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
+
+import click
+
+from valetkey.cli import COMMANDS, OTHER_NAMES
+from valetkey.cli.output import plain, table
+from valetkey.config import Paths
+from valetkey.errors import UsageError, ValetkeyError
+
+if TYPE_CHECKING:
+    from valetkey.broker import Broker
+    from valetkey.clock import Clock
+    from valetkey.http import HttpClient
+    from valetkey.login import Logins
+    from valetkey.providers import Catalogue
+    from valetkey.store import Store
+
+__all__ = ["Commands", "State", "command", "group", "run", "stop"]
+
+T = TypeVar("T")
+# What a program that a closed pipe killed ends with: 128 + SIGPIPE.
+_PIPE_CLOSED = 141
+
+
+@dataclass(kw_only=True)
+class State:
+    """One call of the command line: its flags, its terminal, and what commands work with, opened when needed."""
+
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    json: bool = False
+    verbose: bool = False
+    no_color: bool = False
+
+    # --- the terminal ------------------------------------------------------------------------
+
+    @property
+    def interactive(self) -> bool:
+        """Whether somebody can be asked: keys and screen are a terminal's, and nobody reads JSON."""
+        return _is_terminal(sys.stdin) and _is_terminal(sys.stderr) and not self.json
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether a person reads stdout."""
+        return _is_terminal(sys.stdout) and not self.json
+
+    @property
+    def color(self) -> bool:
+        """Whether stdout may be coloured (NO_COLOR: https://no-color.org)."""
+        return self.on_terminal and not self.no_color and not self.environ.get("NO_COLOR") and self._can_color()
+
+    def _can_color(self) -> bool:
+        return self.environ.get("TERM", "") != "dumb"
+
+    @property
+    def width(self) -> int | None:
+        """The columns of the terminal; None where stdout is none and lines may be as long as they are."""
+        return shutil.get_terminal_size((80, 24)).columns if self.on_terminal else None
+
+    # --- speaking ----------------------------------------------------------------------------
+
+    def emit(self, value: object) -> None:
+        """Give the command's result under `--json`; without it nothing. Datetimes become ISO 8601 in UTC."""
+        if self.json:
+            click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=_as_json))
+
+    def say(self, text: str = "", *, fg: str | None = None, bold: bool = False) -> None:
+        """Print a line of the result for a person; under `--json` nothing."""
+        if not self.json:
+            click.echo(self.style(plain(text), fg=fg, bold=bold), color=self.color)
+
+    def style(self, text: str, *, fg: str | None = None, bold: bool = False) -> str:
+        """Colour `text` where stdout may be coloured."""
+        return click.style(text, fg=fg, bold=bold) if self.color and (fg or bold) else text
+
+    def note(self, text: str) -> None:
+        """Tell something beside the result, on stderr, on a terminal or not."""
+        click.echo(f"valetkey: {plain(text)}", err=True)
+
+    def progress(self, text: str) -> None:
+        """Show how long work goes: one line of stderr that the next call overwrites. In a pipe nothing."""
+        if _is_terminal(sys.stderr) and not self.json:
+            columns = shutil.get_terminal_size((80, 24)).columns
+            click.echo("\r\x1b[K" + plain(text)[: columns - 1], err=True, nl=False, color=True)
+
+    def table(
+        self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, colors: Mapping[str, str] | None = None
+    ) -> None:
+        """Print a table that fits the terminal. `colors` gives the colour of the rows that hold such a cell."""
+        if self.json:
+            return
+        lines = table(headings, rows, width=self.width)
+        click.echo(self.style(lines[0], bold=True), color=self.color)
+        for line, row in zip(lines[1:], rows, strict=True):
+            color = next((colors[cell] for cell in row if cell in colors), None) if colors else None
+            click.echo(self.style(line, fg=color), color=self.color)
+
+    # --- asking ------------------------------------------------------------------------------
+
+    def confirm(self, question: str, *, yes: bool, option: str = "--yes") -> bool:
+        """Ask a yes-or-no question whose default is no; `yes` answers it. Raises: UsageError without a terminal."""
+        if yes:
+            return True
+        if not self.interactive:
+            raise UsageError(f"this needs a yes: {question}", hint=f"add {option} if that is what you want")
+        return click.confirm(plain(question), default=False, err=True)
+
+    def ask(self, label: str, *, secret: bool = False, default: str | None = None, instead: str) -> str:
+        """Ask for one line; what is typed for a secret is not shown.
+
+        `instead` is the hint where there is no terminal: how to give the value another way. Raises: UsageError there.
+        """
+        if not self.interactive:
+            raise UsageError(f"{label} is needed, and there is no terminal to ask on", hint=instead)
+        answer: str = click.prompt(
+            plain(label), default=default, hide_input=secret, show_default=bool(default) and not secret, err=True
+        )
+        return answer
+
+    # --- working -----------------------------------------------------------------------------
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run asynchronous work to its end. Ctrl-C cancels it and comes out as KeyboardInterrupt."""
+        return asyncio.run(work)
+
+    @cached_property
+    def paths(self) -> Paths:
+        """Where things are."""
+        return Paths.of(self.environ)
+
+    @cached_property
+    def clock(self) -> Clock:
+        """The machine's clock."""
+        from valetkey.clock import SystemClock
+
+        return SystemClock()
+
+    @cached_property
+    def http(self) -> HttpClient:
+        """The client for control traffic, with the CA file of the settings."""
+        from valetkey.http import HttpClient
+
+        return HttpClient()
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """The providers there are."""
+        from valetkey.providers import catalogue
+
+        return catalogue(self.paths)
+
+    @cached_property
+    def store(self) -> Store:
+        """The records."""
+        from valetkey.stores import open_store
+
+        return open_store(self.paths, clock=self.clock)
+
+    @cached_property
+    def logins(self) -> Logins:
+        """Logins under way."""
+        from valetkey.login import Logins
+
+        return Logins(
+            store=self.store, catalogue=self.catalogue, http=self.http, clock=self.clock, environ=self.environ
+        )
+
+    @cached_property
+    def broker(self) -> Broker:
+        """What gives fresh credentials."""
+        from valetkey.broker import open_broker
+
+        return open_broker(
+            paths=self.paths,
+            store=self.store,
+            catalogue=self.catalogue,
+            http=self.http,
+            clock=self.clock,
+            environ=self.environ,
+        )
+
+    def close(self) -> None:
+        """Let go of what was opened."""
+        opened = self.__dict__
+        if "store" in opened:
+            opened["store"].close()
+        if "http" in opened:
+            opened["http"].close()
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def _as_json(value: object) -> object:
+    from datetime import datetime
+
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+# --- commands --------------------------------------------------------------------------------
+
+
+def _flag(name: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def keep(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        if value:
+            setattr(context.ensure_object(State), name, True)
+
+    return keep
+
+
+_FLAGS = (
+    click.option("--json", is_flag=True, expose_value=False, callback=_flag("json"), help="Give JSON, ask nothing."),
+    click.option("--verbose", is_flag=True, expose_value=False, callback=_flag("verbose"), help="Tell more on stderr."),
+    click.option("--no-color", is_flag=True, expose_value=False, callback=_flag("no_color"), help="No colour."),
+)
+
+
+def _with_flags(function: Callable[..., None]) -> Callable[..., Any]:
+    wrapped: Callable[..., Any] = click.pass_obj(function)
+    for flag in reversed(_FLAGS):
+        wrapped = flag(wrapped)
+    return wrapped
+
+
+def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a command of a function whose first argument is the State."""
+
+    def make(function: Callable[..., None]) -> click.Command:
+        return click.command(name, cls=click.Command, **settings)(_with_flags(function))
+
+    return make
+
+
+def group(name: str, **settings: Any) -> Callable[[Callable[..., None]], click.Group]:
+    """Make a group of commands; its function gets the State and may do what the group alone means."""
+
+    def make(function: Callable[..., None]) -> click.Group:
+        return click.group(name, cls=click.Group, **settings)(_with_flags(function))
+
+    return make
+
+
+class Commands(click.Group):
+    """The commands of a table from names to `module:attribute`; a module is imported when its command is called."""
+
+    def __init__(self, *args: Any, table: Mapping[str, str], other_names: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._table = table
+        self._other_names = other_names
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Give the names that help shows."""
+        return list(self._table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module."""
+        place = self._table.get(cmd_name) or self._other_names.get(cmd_name)
+        if place is None:
+            return None
+        module, _, attribute = place.partition(":")
+        found = getattr(importlib.import_module(module), attribute)
+        assert isinstance(found, click.Command)  # noqa: S101  # the table is ours
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; an unknown one is answered with the nearest. Raises: UsageError."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], [*self._table, *self._other_names], n=1)
+            raise UsageError(
+                f"there is no command {args[0][:40]!r}",
+                hint=f"did you mean `valetkey {near[0]}`?" if near else "see `valetkey --help`",
+            )
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    "valetkey",
+    cls=Commands,
+    table=COMMANDS,
+    other_names=OTHER_NAMES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="valetkey", message="%(prog)s %(version)s")
+@_FLAGS[0]
+@_FLAGS[1]
+@_FLAGS[2]
+def valetkey() -> None:
+    """Log in once to every AI provider; every tool then works, and none of them ever sees the key."""
+
+
+# --- the end ---------------------------------------------------------------------------------
+
+
+def run(argv: Sequence[str], *, environ: Mapping[str, str] | None = None) -> int:
+    """Run one command and give its exit status. Nothing comes out as a traceback."""
+    state = State(environ=os.environ if environ is None else environ)
+    try:
+        status = _run(list(argv), state)
+        _flush()
+    except BrokenPipeError:
+        _drop_output()
+        return _PIPE_CLOSED
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _run(argv: list[str], state: State) -> int:
+    try:
+        result = valetkey.main(args=argv, prog_name="valetkey", standalone_mode=False, obj=state)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (click.Abort, KeyboardInterrupt, EOFError):
+        if _is_terminal(sys.stderr):
+            click.echo("", err=True)
+        return 130
+    except click.exceptions.NoArgsIsHelpError as help_wanted:
+        click.echo(help_wanted.ctx.get_help() if help_wanted.ctx is not None else "", err=True)
+        return 2
+    except click.ClickException as error:
+        state.json = state.json or "--json" in argv
+        return _fail(state, _usage(error))
+    except ValetkeyError as error:
+        return _fail(state, error)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        name = f": {error.filename}" if isinstance(error.filename, str) else ""
+        return _fail(
+            state,
+            ValetkeyError(
+                f"{(error.strerror or type(error).__name__).lower()}{name}", hint="check the path and its permissions"
+            ),
+        )
+    except Exception as error:
+        return _unexpected(state, error)
+    finally:
+        state.close()
+
+
+def _fail(state: State, error: ValetkeyError) -> int:
+    state.emit({"error": error.as_dict()})
+    click.echo(f"valetkey: error: {plain(error.message)}", err=True)
+    if error.hint:
+        click.echo(f"valetkey: hint: {plain(error.hint)}", err=True)
+    return error.exit_status
+
+
+def _usage(error: click.ClickException) -> UsageError:
+    message = error.format_message().strip().rstrip(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    where = context.command_path if context is not None else "valetkey"
+    return UsageError(message[:1].lower() + message[1:], hint=f"see `{where} --help`")
+
+
+def _unexpected(state: State, error: Exception) -> int:
+    """Tell where it happened and of what type it is; its text stays unsaid, it may hold anything."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if f"{os.sep}valetkey{os.sep}" in f.filename] or frames
+    places = [f"{os.path.basename(f.filename)}:{f.lineno} in {f.name}" for f in ours]
+    if state.verbose:
+        for place in places:
+            state.note(f"at {place}")
+    return _fail(
+        state,
+        ValetkeyError(
+            f"something went wrong inside Valetkey: {type(error).__name__} at {places[-1] if places else 'its start'}",
+            hint="run it again with --verbose and report what it prints",
+        ),
+    )
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not stream.closed:
+            stream.flush()
+
+
+def _drop_output() -> None:
+    """Point stdout at nothing, so that the interpreter's own last flush is quiet as well."""
+    void = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(void, 1)
+
+
+def stop(status: int) -> NoReturn:
+    """End the command with this status and no message of its own."""
+    raise click.exceptions.Exit(status)
