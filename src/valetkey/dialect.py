@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-__all__ = ["Dialect", "Message", "Model", "Part", "Question", "Usage"]
+__all__ = ["Dialect", "End", "Message", "Model", "Part", "Question", "Usage"]
+
+# "length": cut at the token limit. "refusal": the model or a filter declined.
+End = Literal["stop", "length", "refusal"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +37,29 @@ class Usage:
     input_tokens: int = 0
     output_tokens: int = 0
 
+    def merged(self, later: Usage | None) -> Usage:
+        """Take in what a later part says. Counts are totals so far, so that the larger one is the newer one."""
+        if later is None:
+            return self
+        return Usage(
+            input_tokens=max(self.input_tokens, later.input_tokens),
+            output_tokens=max(self.output_tokens, later.output_tokens),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What one server-sent event, or a whole answer, says: text, counts, an error's kind, the end."""
+    """What one server-sent event, or a whole answer, says: text, counts, an error's kind, the end.
+
+    `end` says how the model's turn ended; counts may still follow it. After `done` nothing follows. `message` is the
+    server's own word on an error: it may hold anything, and is cleaned before it is shown.
+    """
 
     text: str = ""
     usage: Usage | None = None
     error: str | None = None
+    message: str = ""
+    end: End | None = None
     done: bool = False
 
 
@@ -56,7 +74,10 @@ class Model:
 class Dialect(Protocol):
     """One wire format. Pure: it makes and reads bytes, and sends nothing."""
 
-    id: str
+    @property
+    def id(self) -> str:
+        """Give the name that declarations use."""
+        ...
 
     def ask(
         self, *, model: str, messages: Sequence[Message], stream: bool = True, max_output_tokens: int | None = None

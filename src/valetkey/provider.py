@@ -30,6 +30,7 @@ __all__ = [
     "Redirect",
     "Rewrite",
     "Sandbox",
+    "Shape",
     "Source",
     "Token",
     "When",
@@ -100,6 +101,22 @@ class Rewrite:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shape:
+    """How a question in `dialect` differs here from that dialect's own form; the first that fits counts.
+
+    `path` (streamed) and `whole_path` (not streamed) may hold {model} and {parameters}. `set` gives fields of the body
+    (a name ending in `?` only if absent), `rename` gives them other names, `remove` leaves them out.
+    """
+
+    dialect: DialectId
+    path: str | None = None
+    whole_path: str | None = None
+    set: Mapping[str, str] = field(default_factory=dict)
+    rename: Mapping[str, str] = field(default_factory=dict)
+    remove: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Api:
     """Where the API is and how it is spoken to."""
 
@@ -111,6 +128,7 @@ class Api:
     headers: Mapping[str, str] = field(default_factory=dict)
     probe: Call | None = None
     models: Call | None = None
+    shapes: tuple[Shape, ...] = ()
     off_limits: tuple[str, ...] = ()
     rewrite: tuple[Rewrite, ...] = ()
     # Custom providers: plain HTTP that the user agreed to although a key goes over it.
