@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.authorization_server import AuthorizationServer
 from tests.support.clock import FakeClock
+from tests.support.echo import Echo
+from tests.support.tls import CertificateAuthority
 
 # What a developer's shell may hold: credentials, proxies, our own settings, and what tells us where we run.
 _FOREIGN = re.compile(
@@ -49,3 +53,30 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def clock() -> FakeClock:
     """Give a clock that stands still until the test moves it."""
     return FakeClock()
+
+
+@pytest.fixture
+def authorization_server() -> Iterator[AuthorizationServer]:
+    """Give an authorization server that answers as the test scripts it, over plain HTTP."""
+    with AuthorizationServer() as server:
+        yield server
+
+
+@pytest.fixture
+def echo() -> Iterator[Echo]:
+    """Give a server that tells what reached it, over plain HTTP."""
+    with Echo() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def certificate_authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
+    """Give a CA whose `ca_file` a client may trust."""
+    return CertificateAuthority(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture
+def echo_tls(certificate_authority: CertificateAuthority) -> Iterator[Echo]:
+    """Give the echo over TLS, with a certificate of `certificate_authority`."""
+    with Echo(tls=certificate_authority.context()) as server:
+        yield server

@@ -1,0 +1,193 @@
+"""A threaded HTTP server on a free loopback port: the ground of the fakes that live in the test's own process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Self, assert_never
+from urllib.parse import parse_qsl, urlsplit
+
+__all__ = ["Answer", "Drop", "Hang", "LocalServer", "Received", "Reply"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Received:
+    """A request as it came in. `headers` has lower-case names; of a repeated field the last one stands."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+
+    @property
+    def form(self) -> dict[str, str]:
+        """Decode the body as application/x-www-form-urlencoded."""
+        return dict(parse_qsl(self.body.decode(), keep_blank_values=True))
+
+    @property
+    def json(self) -> dict[str, object]:
+        """Decode the body as a JSON object."""
+        value = json.loads(self.body)
+        assert isinstance(value, dict)
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An ordinary answer."""
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drop:
+    """The connection is cut after these raw bytes."""
+
+    after: bytes = b""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hang:
+    """No answer, until the server is stopped."""
+
+
+Reply = Answer | Drop | Hang
+
+
+class LocalServer:
+    """Answers each request with what `respond` says, and keeps them all in `requests`. Use it with `with`."""
+
+    def __init__(self, respond: Callable[[Received], Reply], *, tls: ssl.SSLContext | None = None) -> None:
+        self.requests: list[Received] = []
+        self._respond = respond
+        self._arrived = threading.Condition()
+        self._stopping = threading.Event()
+        self._connections: set[socket.socket] = set()
+        self._server = _Server(("127.0.0.1", 0), self._handler(), self._connections, tls)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self.port: int = self._server.server_address[1]
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Cut every connection and wait for all threads."""
+        self._stopping.set()
+        self._server.shutdown()
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self._server.server_close()
+        self._thread.join()
+
+    def calls(self, path: str) -> list[Received]:
+        """Give the requests for this path, oldest first."""
+        return [request for request in list(self.requests) if request.path == path]
+
+    def wait_for(self, count: int, *, timeout_seconds: float = 30) -> None:
+        """Wait until that many requests have come in. Raises: TimeoutError."""
+        with self._arrived:
+            if not self._arrived.wait_for(lambda: len(self.requests) >= count, timeout_seconds):
+                raise TimeoutError(f"{len(self.requests)} of {count} requests came")
+
+    def _keep(self, received: Received) -> None:
+        with self._arrived:
+            self.requests.append(received)
+            self._arrived.notify_all()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        outer = self
+
+        class Connection(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_one_request(self) -> None:
+                # Every method is welcome, so the usual search for a do_METHOD is left out.
+                self.raw_requestline = self.rfile.readline(65537)
+                if not self.raw_requestline or not self.parse_request():
+                    self.close_connection = True
+                    return
+                target = urlsplit(self.path)
+                received = Received(
+                    method=self.command,
+                    path=target.path,
+                    query=dict(parse_qsl(target.query, keep_blank_values=True)),
+                    headers={name.lower(): value for name, value in self.headers.items()},
+                    body=self.rfile.read(int(self.headers.get("content-length") or 0)),
+                )
+                outer._keep(received)
+                self._send(outer._respond(received))
+
+            def _send(self, reply: Reply) -> None:
+                match reply:
+                    case Answer():
+                        self.send_response(reply.status)
+                        for name, value in reply.headers.items():
+                            self.send_header(name, value)
+                        self.send_header("content-length", str(len(reply.body)))
+                        self.end_headers()
+                        if self.command != "HEAD":
+                            self.wfile.write(reply.body)
+                    case Drop():
+                        self.wfile.write(reply.after)
+                        self.wfile.flush()
+                        self.close_connection = True
+                    case Hang():
+                        outer._stopping.wait()
+                        self.close_connection = True
+                    case _:
+                        assert_never(reply)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Keep quiet: the test looks at `requests`."""
+
+        return Connection
+
+
+class _Server(ThreadingHTTPServer):
+    # Threads are waited for in server_close; the connections are cut before it, so none of them stays.
+    daemon_threads = False
+    request_queue_size = 256
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        handler: type[BaseHTTPRequestHandler],
+        connections: set[socket.socket],
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        self._connections = connections
+        self._tls = tls
+        super().__init__(address, handler)
+
+    def finish_request(self, request: object, client_address: object) -> None:
+        assert isinstance(request, socket.socket)
+        # The handshake happens in the connection's own thread, so that a client that fails holds up nobody.
+        connection = request if self._tls is None else self._tls.wrap_socket(request, server_side=True)
+        self._connections.add(connection)
+        try:
+            super().finish_request(connection, client_address)
+        finally:
+            self._connections.discard(connection)
+            if connection is not request:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+                connection.close()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Keep quiet: a client that goes away or refuses the certificate is part of many tests."""
