@@ -76,18 +76,10 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class DialectRule:
-    """Another dialect for the models that `match` (a glob) names; first match wins.
-
-    `path` is where such a model is asked if not at the dialect's own path: a template with `{model}` and the
-    parameters, joined to base_url. `body` is added to what the dialect puts in the JSON body; `without` names
-    fields that are taken out of it.
-    """
+    """Another dialect for the models that `match` (a glob) names; first match wins."""
 
     match: str
     dialect: DialectId
-    path: str | None = None
-    body: Mapping[str, str | bool] = field(default_factory=dict)
-    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +103,7 @@ class Shape:
     dialect: DialectId
     path: str | None = None
     whole_path: str | None = None
-    set: Mapping[str, str] = field(default_factory=dict)
+    set: Mapping[str, str | bool | int] = field(default_factory=dict)
     rename: Mapping[str, str] = field(default_factory=dict)
     remove: tuple[str, ...] = ()
 
@@ -294,6 +286,8 @@ class Source:
     """An ambient source, read again at each use.
 
     `command` prints the secret (first line) or, with `json`, an object whose pointers `values` names.
+    Templates call what it gives by the names in `values`; without them a command or a file gives `key`, gcloud-adc
+    `access_token`, the aws kinds `access_key_id`, `secret_access_key`, `session_token`. A command may hold {parameters}.
     `file` is a path (`~` allowed). `variable` is the environment variable that moves it.
     `expires_at` is a pointer, `life_seconds` a fixed life where the source tells none.
     """
