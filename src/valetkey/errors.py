@@ -4,7 +4,7 @@
       UsageError                     wrong words on the command line or in a call
       ConfigError                    config.toml or the environment
       ProviderError                  a declaration: UnknownProvider InvalidProvider ProviderExists BuiltInProvider
-        InvalidBaseUrl ProviderCheckFailed
+        InvalidBaseUrl ProviderCheckFailed UnknownModel RequestRefused
       LoginError                     a flow: InitiationFailed LoginTimeout LoginExpired LoginDenied LoginCancelled
         PollFailed CompletionFailed MissingParameter InvalidParameter RestrictedLogin
         ValidationFailed             KeyRejected KeyForbidden (what the probe said)
@@ -13,6 +13,7 @@
       TransportError                 ConnectTimeout NameNotResolved TlsFailed Unreachable ProviderFault UnclearAnswer
       StoreError                     WrongMode StoreLocked WrongKey RecordDamaged StoreTooNew ForeignStore
         StoreUnwritable GenerationConflict InvalidName BackupFailed
+      ImportFailed                   another tool's file of logins
 
 Each says what happened, to which provider, and what to do next. `code` is stable and the same in
 the command line, the API and the gateway; `retryable` says whether the same call may succeed later;
@@ -32,6 +33,7 @@ __all__ = [
     "ForeignStore",
     "GenerationConflict",
     "HostsNotAccepted",
+    "ImportFailed",
     "InitiationFailed",
     "InvalidBaseUrl",
     "InvalidName",
@@ -59,6 +61,7 @@ __all__ = [
     "RefreshFailed",
     "RefreshNotSupported",
     "RefreshRejected",
+    "RequestRefused",
     "RestrictedLogin",
     "SourceFailed",
     "StoreError",
@@ -68,6 +71,7 @@ __all__ = [
     "TlsFailed",
     "TransportError",
     "UnclearAnswer",
+    "UnknownModel",
     "UnknownProvider",
     "Unreachable",
     "UsageError",
@@ -147,6 +151,16 @@ class BuiltInProvider(ProviderError):
     """A built-in provider can be neither removed nor replaced without `override = true`."""
 
     exit_status = 2
+
+
+class UnknownModel(ProviderError):
+    """The provider has no model of this name, or the name says no provider."""
+
+    exit_status = 2
+
+
+class RequestRefused(ProviderError):
+    """The provider did not take the request: 400 and the other 4xx that no login mends."""
 
 
 class InvalidBaseUrl(ProviderError):
@@ -394,3 +408,10 @@ class InvalidName(StoreError):
 
 class BackupFailed(StoreError):
     """A backup could not be written, read or put back."""
+
+
+# --- imports ---------------------------------------------------------------------------------
+
+
+class ImportFailed(ValetkeyError):
+    """Another tool's file of logins cannot be read, or is not that tool's. It is left as it is."""
