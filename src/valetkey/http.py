@@ -7,9 +7,11 @@ import json
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
+from urllib.request import getproxies
 
 import httpx2
 
@@ -40,7 +42,7 @@ class Response:
         """Decode the body. Raises: UnclearAnswer, without a word of the body."""
         try:
             return json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UnclearAnswer(
                 f"the answer (HTTP {self.status}) is not JSON", hint="check the address; a proxy page may be in the way"
             ) from None
@@ -55,18 +57,21 @@ class HttpClient:
     def __init__(self, *, timeout_seconds: float = TIMEOUT_SECONDS, ca_file: str | None = None) -> None:
         self._timeout_seconds = timeout_seconds
         self._ca_file = ca_file
-        self._client: httpx2.Client | None = None
+        self._clients: dict[bool, httpx2.Client] = {}
         self._lock = threading.Lock()
 
-    def _open(self) -> httpx2.Client:
+    def _open(self, url: str) -> httpx2.Client:
+        # Reading the system's certificates takes longer than a whole question to a server on this machine.
+        plain = url.startswith("http://") and not getproxies()
         with self._lock:
-            if self._client is None:
-                self._client = httpx2.Client(
-                    verify=self._trust(),
+            client = self._clients.get(plain)
+            if client is None:
+                client = self._clients[plain] = httpx2.Client(
+                    verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else self._trust(),
                     follow_redirects=False,
                     headers={"user-agent": "valetkey", "accept": "application/json"},
                 )
-            return self._client
+            return client
 
     def _trust(self) -> ssl.SSLContext | bool:
         if self._ca_file is None:
@@ -90,7 +95,9 @@ class HttpClient:
         """
         limit = self._timeout_seconds if timeout_seconds is None else timeout_seconds
         try:
-            with self._open().stream(method, url, headers=dict(headers or {}), content=body, timeout=limit) as answer:
+            with self._open(url).stream(
+                method, url, headers=dict(headers or {}), content=body, timeout=limit
+            ) as answer:
                 received = bytearray()
                 for chunk in answer.iter_bytes():
                     received += chunk
@@ -104,6 +111,29 @@ class HttpClient:
                     headers={k.lower(): v for k, v in answer.headers.items()},
                     body=bytes(received),
                 )
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise translate(error, url) from error
+
+    @contextmanager
+    def stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        read_timeout_seconds: float,
+    ) -> Iterator[httpx2.Response]:
+        """Send it and give the answer while it comes, whatever its status; leaving closes the connection.
+
+        `read_timeout_seconds` is the longest silence. Raises: ConnectTimeout, NameNotResolved, TlsFailed, Unreachable.
+        """
+        limit = httpx2.Timeout(self._timeout_seconds, read=read_timeout_seconds)
+        try:
+            with self._open(url).stream(
+                method, url, headers=dict(headers or {}), content=body, timeout=limit
+            ) as answer:
+                yield answer
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise translate(error, url) from error
 
@@ -124,9 +154,9 @@ class HttpClient:
     def close(self) -> None:
         """Close kept connections."""
         with self._lock:
-            if self._client is not None:
-                self._client.close()
-                self._client = None
+            for client in self._clients.values():
+                client.close()
+            self._clients.clear()
 
 
 def translate(error: httpx2.HTTPError | httpx2.InvalidURL, url: str) -> TransportError:

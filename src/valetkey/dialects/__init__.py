@@ -66,15 +66,16 @@ def question_for(
     question = dialect.ask(model=model, messages=messages, stream=stream, max_output_tokens=max_output_tokens)
     shape = next((s for s in provider.api.shapes if s.dialect == dialect.id), None)
     if shape is not None:
-        path = shape.path if stream else shape.whole_path
+        path = shape.path if stream else shape.whole_path or shape.path
         if path is not None:
             question = replace(question, path=fill(path, {**parameters, "model": quote(model, safe="")}))
         question = replace(question, body=_shaped(question.body, shape))
-    return dialect, replace(question, headers={**question.headers, **provider.api.headers})
+    return dialect, question
 
 
 def _shaped(body: Mapping[str, object], shape: Shape) -> dict[str, object]:
-    shaped = {shape.rename.get(name, name): value for name, value in body.items() if name not in shape.remove}
+    kept = {name: value for name, value in body.items() if name not in shape.remove}
+    shaped = {shape.rename.get(name, name): value for name, value in kept.items()}
     for name, value in shape.set.items():
         if name.endswith("?"):
             shaped.setdefault(name[:-1], value)
@@ -90,9 +91,10 @@ def models_in(provider: Provider, answer: object) -> list[Model]:
     """
     call = provider.api.models
     if call is not None and call.items is not None:
-        from valetkey.dialects.reading import at, listed, worded
+        from valetkey.dialects.reading import listed
+        from valetkey.pointer import look_up, text_at
 
-        names = [worded(at(item, call.id or "/id")) for item in listed(at(answer, call.items))]
+        names = [text_at(item, call.id or "/id") for item in listed(look_up(answer, call.items))]
         models = [Model(id=name) for name in names if name]
     else:
         models = dialect_of(provider, "").read_models(answer)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from valetkey.dialect import Part
 from valetkey.errors import UnclearAnswer
 
-__all__ = ["at", "counted", "decoded", "error_in", "expected", "fields", "listed", "worded"]
+__all__ = ["counted", "decoded", "error_in", "expected", "fields", "listed", "worded"]
 
 
 def decoded(data: str) -> Mapping[str, object]:
@@ -45,19 +45,6 @@ def worded(value: object) -> str:
 def counted(value: object) -> int:
     """Give a count."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
-
-
-def at(value: object, pointer: str) -> object:
-    """Give what a JSON pointer (RFC 6901) points at, None where nothing is."""
-    for token in pointer.split("/")[1:]:
-        name = token.replace("~1", "/").replace("~0", "~")
-        if isinstance(value, dict):
-            value = value.get(name)
-        elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
-            value = value[int(name)]
-        else:
-            return None
-    return value
 
 
 def error_in(answer: object) -> Part | None:
