@@ -12,6 +12,8 @@ import pytest
 from tests.support.authorization_server import AuthorizationServer
 from tests.support.clock import FakeClock
 from tests.support.echo import Echo
+from tests.support.oidc_provider import OidcProvider, oidc_provider
+from tests.support.servers import ApiMock, ModelServer, api_mock, model_server
 from tests.support.tls import CertificateAuthority
 
 # What a developer's shell may hold: credentials, proxies, our own settings, and what tells us where we run.
@@ -79,4 +81,31 @@ def certificate_authority(tmp_path_factory: pytest.TempPathFactory) -> Certifica
 def echo_tls(certificate_authority: CertificateAuthority) -> Iterator[Echo]:
     """Give the echo over TLS, with a certificate of `certificate_authority`."""
     with Echo(tls=certificate_authority.context()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _oidc() -> Iterator[OidcProvider]:
+    with oidc_provider() as provider:
+        yield provider
+
+
+@pytest.fixture
+def oidc(_oidc: OidcProvider) -> OidcProvider:
+    """Give npm oidc-provider, its counters at zero. For other lifetimes or formats start `oidc_provider(…)`."""
+    _oidc.reset_counts()
+    return _oidc
+
+
+@pytest.fixture(scope="session")
+def model() -> Iterator[ModelServer]:
+    """Give a real language model behind a real llama.cpp server."""
+    with model_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def aimock() -> Iterator[ApiMock]:
+    """Give npm aimock, which speaks the dialects of many providers."""
+    with api_mock() as server:
         yield server
