@@ -1,0 +1,82 @@
+# make test   everything that must hold: lint, types, import layers, all tests
+# make demo   a real model answers through a stored credential
+# make bench  the table of figures          make soak  the long trials
+# make lock   resolve the dependencies anew
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Enough for the subprocess-heavy tests to wait for each other; more workers than cores only add servers.
+WORKERS ?= 2
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
+
+.PHONY: test check install lint types imports tests demo bench soak lock clean
+
+test: install lint types imports tests
+
+check: lint types imports tests
+
+# --- what it needs ----------------------------------------------------------------------------
+
+install: $(VENV)/.installed node_modules/.installed
+	@scripts/debian-packages
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { scripts/debian-packages --first && $(PYTHON) -m venv --clear $(VENV); }
+
+# uv comes first, by its hash, and then installs the rest in seconds.
+$(VENV)/.installed: requirements.lock pyproject.toml | $(VENV)/bin/python
+	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > $(VENV)/uv.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(VENV)/uv.lock
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+node_modules/.installed: package-lock.json .npmrc
+	@command -v npm > /dev/null || { echo "Node 20 and npm are needed for the test servers"; exit 1; }
+	npm ci --silent
+	touch $@
+
+# --- what must hold ---------------------------------------------------------------------------
+
+lint:
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types:
+	$(BIN)/mypy
+
+imports:
+	$(BIN)/lint-imports
+
+tests:
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+
+# --- what it shows ----------------------------------------------------------------------------
+
+demo: $(VENV)/.installed
+	$(BIN)/python scripts/demo.py
+
+bench: install $(VENV)-bench/.installed
+	$(BIN)/python bench/run.py
+
+soak: install
+	$(BIN)/python bench/soak.py
+
+# The programs that Valetkey is compared with live apart, so that neither changes the other's start.
+$(VENV)-bench/.installed: bench/requirements.lock | $(VENV)/.installed
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(VENV)-bench
+	$(BIN)/uv pip sync --quiet --python $(VENV)-bench/bin/python --require-hashes bench/requirements.lock
+	touch $@
+
+# --- upkeep -----------------------------------------------------------------------------------
+
+lock:
+	$(COMPILE) --upgrade --all-extras --group dev -o requirements.lock pyproject.toml
+	$(COMPILE) --upgrade --group bench -o bench/requirements.lock
+	npm update --silent --package-lock-only
+
+clean:
+	rm -rf $(VENV) $(VENV)-bench node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
