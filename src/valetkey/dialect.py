@@ -79,6 +79,11 @@ class Dialect(Protocol):
         """Give the name that declarations use."""
         ...
 
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Give the headers that every request of this dialect needs."""
+        ...
+
     def ask(
         self, *, model: str, messages: Sequence[Message], stream: bool = True, max_output_tokens: int | None = None
     ) -> Question:

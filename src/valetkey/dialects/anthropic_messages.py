@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from valetkey.dialect import End, Message, Model, Part, Question, Usage
 from valetkey.dialects.openai_chat import listed_models
@@ -19,6 +20,7 @@ class AnthropicMessages:
     """`POST /v1/messages`, `GET /v1/models`."""
 
     id = "anthropic-messages"
+    headers: Mapping[str, str] = MappingProxyType({"anthropic-version": "2023-06-01"})
 
     def ask(
         self, *, model: str, messages: Sequence[Message], stream: bool = True, max_output_tokens: int | None = None
@@ -33,7 +35,7 @@ class AnthropicMessages:
         }
         if system:
             body["system"] = system
-        return Question(path="/v1/messages", body=body, headers={"anthropic-version": "2023-06-01"})
+        return Question(path="/v1/messages", body=body, headers=self.headers)
 
     def models(self) -> str:
         """Give the path of the model list, in one page."""

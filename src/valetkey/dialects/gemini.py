@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from urllib.parse import quote
 
 from valetkey.dialect import End, Message, Model, Part, Question, Usage
@@ -16,6 +17,7 @@ class Gemini:
     """`POST /v1beta/models/{model}:streamGenerateContent`, `GET /v1beta/models`."""
 
     id = "gemini"
+    headers: Mapping[str, str] = MappingProxyType({})
 
     def ask(
         self, *, model: str, messages: Sequence[Message], stream: bool = True, max_output_tokens: int | None = None

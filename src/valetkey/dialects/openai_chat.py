@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from valetkey.dialect import End, Message, Model, Part, Question, Usage
 from valetkey.dialects.reading import counted, decoded, error_in, expected, fields, listed, worded
@@ -15,6 +16,7 @@ class OpenAIChat:
     """`POST /chat/completions`, `GET /models`."""
 
     id = "openai-chat"
+    headers: Mapping[str, str] = MappingProxyType({})
 
     def ask(
         self, *, model: str, messages: Sequence[Message], stream: bool = True, max_output_tokens: int | None = None

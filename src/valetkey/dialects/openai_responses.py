@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from valetkey.dialect import End, Message, Model, Part, Question, Usage
 from valetkey.dialects.openai_chat import listed_models
@@ -16,6 +17,7 @@ class OpenAIResponses:
     """`POST /responses`, `GET /models`."""
 
     id = "openai-responses"
+    headers: Mapping[str, str] = MappingProxyType({})
 
     def ask(
         self, *, model: str, messages: Sequence[Message], stream: bool = True, max_output_tokens: int | None = None

@@ -1,0 +1,1 @@
+"""Questions to models: conversations, lists of models, and asking."""
