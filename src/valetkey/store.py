@@ -108,8 +108,9 @@ class Store(Protocol):
     def save(self, record: Record) -> Record:
         """Write it as generation `record.generation + 1`, durable on return; clears intent and retry in the same step.
 
-        The first account of a provider becomes its default. Raises: GenerationConflict when `record.generation` is not
-        the newest (0: when the account is there already).
+        Where the provider has no default account, a new one becomes it. An account that was deleted goes on counting, so
+        that a writer from before cannot land on the new login. Raises: GenerationConflict when `record.generation` is
+        not the newest (0: when the account is there already).
         """
         ...
 
@@ -138,7 +139,7 @@ class Store(Protocol):
         ...
 
     def set_default_account(self, ref: CredentialRef) -> None:
-        """Make it its provider's default."""
+        """Make it its provider's default. Raises: NotLoggedIn when there is no such account."""
         ...
 
     def try_lock(self, name: str) -> Lock | None:
@@ -166,7 +167,7 @@ class Store(Protocol):
         ...
 
     def put_document(self, document: Document) -> None:
-        """Seal and keep it in place of any of the same kind and id."""
+        """Seal and keep it in place of any of the same kind and id. Raises: InvalidName."""
         ...
 
     def document(self, kind: str, id: str) -> Document | None:
@@ -174,7 +175,7 @@ class Store(Protocol):
         ...
 
     def documents(self, kind: str, *, limit: int = 50) -> Sequence[tuple[str, str, datetime]]:
-        """Give (id, title, updated_at), newest first. Titles are sealed too."""
+        """Give (id, title, updated_at), newest first. Titles are sealed too; one that is damaged reads `(damaged)`."""
         ...
 
     def delete_document(self, kind: str, id: str) -> bool:

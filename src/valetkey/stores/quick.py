@@ -41,7 +41,7 @@ def quick_record(home: str, provider: str, account: "str | None") -> "dict[str, 
     """
     try:
         return _read(home, provider, account)
-    except (StoreError, OSError, ValueError, sqlite3.Error):
+    except (StoreError, OSError, LookupError, TypeError, ValueError, sqlite3.Error):
         return None
 
 
@@ -57,7 +57,7 @@ def _read(home: str, provider: str, account: "str | None") -> "dict[str, Any] | 
     key_id, sealed, _, wrapped = row[8:]
     data_key = unwrap_with(read_keys(f"{home}/{KEY_FILE}"), wrapped, key_id)
     plaintext = unseal(data_key, sealed, associated_data("account", provider, row[0], row[1], key_id))
-    payload = json.loads(plaintext)
+    payload: dict[str, Any] = json.loads(plaintext)
     if payload.pop("v") != 1:
         return None
     return dict(zip(_NAMES, row, strict=False)) | payload
