@@ -1,0 +1,202 @@
+"""The providers there are: built in, the user's own, and those of plugins. One file is one provider."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from valetkey.config import Paths
+from valetkey.errors import BuiltInProvider, ConfigError, InvalidProvider, UnknownProvider, ValetkeyError
+from valetkey.provider import Provider
+from valetkey.providers import plugins
+from valetkey.providers.reader import Origin, read_file
+
+__all__ = ["Catalogue", "Problem", "catalogue"]
+
+BUILT_IN = Path(__file__).parent
+_OVERRIDE = re.compile(r"^\s*override\s*=\s*true\b", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A file or a plugin that serves no provider, and why. Only it is disabled."""
+
+    path: str
+    error: ValetkeyError
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    path: Path
+    origin: Origin
+
+
+def catalogue(paths: Paths) -> Catalogue:
+    """Give the catalogue. Nothing is read before it is asked for."""
+    return Catalogue(paths)
+
+
+class Catalogue:
+    """Finds declarations by their file names. `get` reads one file; what it read it keeps."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self._read: dict[str, Provider] = {}
+
+    def get(self, name: str) -> Provider:
+        """Give the provider of this id or alias.
+
+        Raises: UnknownProvider, naming the nearest; InvalidProvider when its file is broken; ConfigError.
+        """
+        if name not in self._read:
+            place = self._place_of(name)
+            self._read[name] = self._aliased(name) if place is None else self._load(place)
+        return self._read[name]
+
+    def ids(self) -> list[str]:
+        """Give all ids in order, by file names alone: a file may still turn out to be broken."""
+        return sorted({path.stem for path in (*_files(BUILT_IN), *_files(self._paths.providers), *self._plugin_files)})
+
+    def built_in(self) -> list[str]:
+        """Give the ids that nobody else may take."""
+        return [path.stem for path in _files(BUILT_IN)]
+
+    def all(self) -> list[Provider]:
+        """Give every provider that can be read, by id; `problems` has the rest."""
+        return list(self._readable())
+
+    def custom(self) -> list[Provider]:
+        """Give the user's own providers that can be read."""
+        own = [path.stem for path in _files(self._paths.providers)]
+        return [p for p in self._readable() if p.id in own and p.origin == "user"]
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Give what is broken or refused. Reads every file."""
+        return [*self._failed_plugins, *self._refused(), *self._unreadable()]
+
+    # --- where a provider is -----------------------------------------------------------------
+
+    @cached_property
+    def _plugins(self) -> tuple[list[Path], list[Problem]]:
+        found, failed = plugins.declared()
+        return found, [Problem(path=name, error=error) for name, error in failed]
+
+    @property
+    def _plugin_files(self) -> list[Path]:
+        return self._plugins[0]
+
+    @property
+    def _failed_plugins(self) -> list[Problem]:
+        return self._plugins[1]
+
+    def _others(self) -> Iterator[_Place]:
+        for path in _files(self._paths.providers):
+            yield _Place(path=path, origin="user")
+        for path in self._plugin_files:
+            yield _Place(path=path, origin="plugin")
+
+    def _place_of(self, name: str) -> _Place | None:
+        """Find the file that serves this id: the user's, a plugin's, else the built-in one."""
+        built_in = next((path for path in _files(BUILT_IN) if path.stem == name), None)
+        for place in self._others():
+            # A built-in id is given away only where the file says so, even if the rest of it is broken: falling back
+            # to the built-in declaration would then send a proxy's key to the provider's own hosts.
+            if place.path.stem == name and (built_in is None or _says_override(place.path)):
+                return place
+        return None if built_in is None else _Place(path=built_in, origin="built-in")
+
+    def _load(self, place: _Place) -> Provider:
+        provider = read_file(place.path, origin=place.origin)
+        client_id = self._client_ids.get(provider.id)
+        if client_id is None:
+            return provider
+        methods = (m if m.client_id is None else dataclasses.replace(m, client_id=client_id) for m in provider.auth)
+        return dataclasses.replace(provider, auth=tuple(methods))
+
+    def _aliased(self, name: str) -> Provider:
+        """Look through all declarations: only a name that is no id comes here."""
+        for provider in self._readable():
+            if name in provider.aliases:
+                return provider
+        ids = self.ids()
+        near = difflib.get_close_matches(name.lower(), ids, n=3, cutoff=0.5)
+        near += [i for i in ids if name and i.startswith(name.lower()) and i not in near][:3]
+        raise UnknownProvider(
+            f"there is no provider {name[:60]!r}",
+            hint=f"use {' or '.join(near[:3])}"
+            if near
+            else "see `valetkey providers list`, or add it: `valetkey providers add`",
+        )
+
+    @cached_property
+    def _client_ids(self) -> dict[str, str]:
+        """Give config.toml's `[providers.<id>] client_id`: a client id is data, and may be the user's own."""
+        try:
+            settings = tomllib.loads(self._paths.config.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{self._paths.config} cannot be read: {type(error).__name__}", hint="correct it, or take it away"
+            ) from error
+        tables = settings.get("providers", {})
+        named = tables.items() if isinstance(tables, dict) else ()
+        found = ((name, table.get("client_id")) for name, table in named if isinstance(table, dict))
+        return {name: client_id for name, client_id in found if isinstance(client_id, str)}
+
+    # --- all of them -------------------------------------------------------------------------
+
+    def _readable(self) -> Iterator[Provider]:
+        for name in self.ids():
+            try:
+                yield self.get(name)
+            except InvalidProvider:
+                continue
+
+    def _unreadable(self) -> Iterator[Problem]:
+        for name in self.ids():
+            try:
+                self.get(name)
+            except InvalidProvider as error:
+                place = self._place_of(name)
+                yield Problem(path=str(place.path) if place else name, error=error)
+
+    def _refused(self) -> Iterator[Problem]:
+        taken = dict.fromkeys(self.built_in(), "built in")
+        seen: set[str] = set()
+        for place in self._others():
+            name = place.path.stem
+            if (name in taken and not _says_override(place.path)) or name in seen:
+                yield Problem(
+                    path=str(place.path),
+                    error=BuiltInProvider(
+                        f"{place.path} uses the id {name}, which is {taken.get(name, 'declared twice')}",
+                        hint="give it another name, or write `override = true` in it",
+                        provider=name,
+                    ),
+                )
+            else:
+                seen.add(name)
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == ".toml")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise InvalidProvider(f"{folder} cannot be read", hint="check that the folder is yours: `ls -ld` it") from error
+
+
+def _says_override(path: Path) -> bool:
+    try:
+        return _OVERRIDE.search(path.read_text(encoding="utf-8", errors="replace")) is not None
+    except OSError:
+        return False

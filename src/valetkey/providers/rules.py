@@ -1,0 +1,440 @@
+"""What a declaration must be beyond its types: where secrets may go, what each kind of login needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import assert_never
+
+from valetkey.errors import InvalidBaseUrl
+from valetkey.inject import host_matches
+from valetkey.provider import Api, AuthMethod, Call, Parameter, Provider
+from valetkey.providers.address import check_url, without_braces
+from valetkey.providers.fault import Fault, Key
+
+__all__ = ["ID", "check"]
+
+ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*^_`|~.-]+[?+]?")
+_OFF_LIMITS = re.compile(r"(\*|[A-Z]+) (?P<host>[A-Za-z0-9.*{}_-]*)/\S*")
+_POINTER = re.compile(r"(/([^~/]|~[01])*)*")
+# A parameter that becomes part of an address must not admit what ends a host or a path segment, or begins a login.
+_BREAKOUTS = ("a/b", "a@b", "a:b", "a?b", "a#b", "a\\b", "a%2fb", "a b", "a\nb", "a\n", "/a", "..", "")
+
+
+def check(provider: Provider, *, stem: str) -> None:
+    """Look at a declaration whose types are right. Raises: Fault."""
+    _check_names(provider, stem)
+    for i, method in enumerate(provider.auth):
+        _check_method(provider, method, ("auth", i))
+    _check_api(provider)
+
+
+def _check_names(provider: Provider, stem: str) -> None:
+    for key, name in (("id", provider.id), *(("aliases", alias) for alias in provider.aliases)):
+        if not ID.fullmatch(name):
+            raise Fault(
+                (key,),
+                f'"{name[:40]}" is not an id',
+                hint="write it with lower-case letters, digits and hyphens, at most 64",
+            )
+    if provider.id != stem:
+        raise Fault(("id",), f'is "{provider.id}" in a file named {stem}.toml', hint=f'write `id = "{stem}"`')
+    if not provider.name.strip():
+        raise Fault(("name",), "is empty", hint="write the name that a person knows it by")
+    if provider.checked is not None:
+        _check_page(provider.checked.at, ("checked", "at"))
+    if not provider.auth:
+        raise Fault(
+            ("auth",), "is empty", hint='write at least one `[[auth]]`, such as id = "api-key", kind = "api-key"'
+        )
+    ids = [method.id for method in provider.auth]
+    for i, name in enumerate(ids):
+        if not ID.fullmatch(name) or name in ids[:i]:
+            raise Fault(
+                ("auth", i, "id"), f'"{name[:40]}" is no id or is used twice', hint="give each way to log in its own id"
+            )
+
+
+# --- the API ---------------------------------------------------------------------------------
+
+
+def _check_api(provider: Provider) -> None:
+    api = provider.api
+    for name in ("probe", "models"):
+        call: Call | None = getattr(api, name)
+        if call is not None:
+            _check_call(call, ("api", name), known_counts=name == "models")
+    for i, text in enumerate(api.off_limits):
+        if not _OFF_LIMITS.fullmatch(text):
+            raise Fault(
+                ("api", "off_limits", i), f'is "{text[:60]}"', hint='write method and path: `"POST /v1/keys/**"`'
+            )
+    for i, rewrite in enumerate(api.rewrite):
+        if not rewrite.path.startswith("/"):
+            raise Fault(("api", "rewrite", i, "path"), "does not begin with /", hint="write the path of the request")
+    _check_headers(api.headers, (), ("api", "headers"))
+    shared = set.intersection(*({p.key for p in m.parameters} for m in provider.auth))
+    for i, shape in enumerate(api.shapes):
+        for name in ("path", "whole_path"):
+            path: str | None = getattr(shape, name)
+            if path is not None:
+                _check_template(path, {*shared, "model"}, ("api", "shapes", i, name))
+
+
+def _check_call(call: Call, key: Key, *, known_counts: bool = False) -> None:
+    asked = [name for name in ("get", "post") if getattr(call, name) is not None]
+    if len(asked) != 1 and not (known_counts and call.known and not asked):
+        extra = ", or the list itself in `known`" if known_counts else ""
+        raise Fault(key, "needs just one of get and post", hint=f'write `get = "/v1/models"`{extra}')
+    for name in asked:
+        target: str = getattr(call, name)
+        if not target.startswith(("/", "https://", "http://")):
+            raise Fault((*key, name), f'is "{target[:60]}"', hint="write a path that begins with /, or a whole URL")
+    _check_headers(call.headers, (), (*key, "headers"))
+    for name in ("account_id", "name", "email", "plan", "items", "id"):
+        pointer: str | None = getattr(call, name)
+        if pointer is not None:
+            _check_pointer(pointer, (*key, name))
+
+
+# --- where the credential may go -------------------------------------------------------------
+
+
+def _check_reach(provider: Provider, method: AuthMethod, key: Key) -> None:
+    """Look at each base URL and host list that this login may end up with."""
+    api = provider.api
+    base_key: Key = ("api", "base_url") if method.base_url is None else (*key, "base_url")
+    hosts_key: Key = (*key, "hosts") if method.hosts else ("api", "hosts")
+    base_url, hosts = method.base_url or api.base_url, method.hosts or api.hosts
+    for i, rule in enumerate(method.when):
+        for name, value in rule.values.items():
+            _check_when_value(method, name, value, (*key, "when", i, name))
+        place: Key = (*key, "when", i)
+        _check_pair(
+            provider,
+            method,
+            rule.base_url or base_url,
+            hosts if rule.hosts is None else rule.hosts,
+            place,
+            place,
+            rule.values,
+        )
+    _check_pair(provider, method, base_url, hosts, base_key, hosts_key, {})
+
+
+def _check_when_value(method: AuthMethod, name: str, value: str, key: Key) -> None:
+    parameter = next((p for p in method.parameters if p.key == name), None)
+    if parameter is None:
+        raise Fault(key, "is no parameter of this login", hint=f"declare `{name}` in [[auth.parameters]] or correct it")
+    if parameter.options and value not in parameter.options:
+        raise Fault(key, f'"{value}" is none of its options', hint=f"write one of {', '.join(parameter.options)}")
+
+
+def _check_pair(
+    provider: Provider,
+    method: AuthMethod,
+    base_url: str,
+    hosts: tuple[str, ...],
+    base_key: Key,
+    hosts_key: Key,
+    fixed: Mapping[str, str],
+) -> None:
+    names = {p.key for p in method.parameters}
+    _check_template(base_url, names, base_key)
+    for host in hosts:
+        _check_template(host, names, hosts_key)
+    for parameter in method.parameters:
+        if any(f"{{{parameter.key}}}" in text for text in (base_url, *hosts)):
+            _check_address_parameter(parameter, base_key)
+    examples = {p.key: fixed.get(p.key) or p.default or next(iter(p.options), "x") for p in method.parameters}
+    filled = without_braces(base_url, examples)
+    host = _checked_url(filled, base_key)
+    patterns = tuple(_checked_host(without_braces(h, examples), hosts_key) for h in hosts)
+    netloc = _netloc(filled)
+    if not host_matches(netloc, patterns):
+        raise Fault(
+            hosts_key, f"does not hold {host}, where base_url goes", hint=f'write `hosts = ["{_netloc(base_url)}"]`'
+        )
+    if filled.startswith("http://") and method.inject and not provider.api.allow_http:
+        raise Fault(
+            base_key,
+            "would send a credential over plain http",
+            hint="write `allow_http = true` under [api] if you accept it",
+        )
+    for call in _calls(provider.api, method):
+        for target in (call.get, call.post):
+            if target is not None and "://" in target:
+                _check_call_host(target, names, examples, patterns, hosts_key)
+
+
+def _check_call_host(
+    target: str, names: set[str], examples: dict[str, str], patterns: tuple[str, ...], key: Key
+) -> None:
+    _check_template(target, names, key)
+    filled = without_braces(target, examples)
+    host = _checked_url(filled, key, query=True)
+    if not host_matches(_netloc(filled), patterns):
+        raise Fault(key, f"does not hold {host}, where a call of the declaration goes", hint=f'add "{host}" to hosts')
+
+
+def _calls(api: Api, method: AuthMethod) -> Iterable[Call]:
+    profile = method.claims.profile if method.claims is not None else None
+    return (call for call in (api.probe, api.models, method.probe, profile) if call is not None)
+
+
+def _netloc(url: str) -> str:
+    return url.split("://", 1)[-1].split("/", 1)[0].split("?", 1)[0].lower()
+
+
+def _checked_url(url: str, key: Key, *, query: bool = False) -> str:
+    try:
+        return check_url(url, query=query)
+    except InvalidBaseUrl as error:
+        raise Fault(key, f"is refused: {error.message}", hint=error.hint) from None
+
+
+def _checked_host(pattern: str, key: Key) -> str:
+    """Give the pattern in lower case. A wildcard stands only in front, over at least two labels."""
+    name = pattern.lower()
+    bare = name.removeprefix("*.")
+    if "*" in bare or (bare != name and "." not in bare.strip(".")):
+        raise Fault(
+            key,
+            f'holds "{pattern[:60]}", a wildcard over too much',
+            hint='write each host, or one `"*."` in front of a name with a dot: "*.example.com"',
+        )
+    if "/" in bare or "@" in bare:
+        raise Fault(key, f'holds "{pattern[:60]}"', hint="write hosts without scheme and path: api.example.com")
+    _checked_url(f"https://{bare}", key)
+    return name
+
+
+def _check_address_parameter(parameter: Parameter, key: Key) -> None:
+    if parameter.options:
+        return
+    if parameter.pattern is None:
+        raise Fault(
+            key, f"holds {{{parameter.key}}}, which has no pattern", hint='give the parameter `pattern = "[a-z0-9-]+"`'
+        )
+    admitted = [text for text in _BREAKOUTS if re.fullmatch(parameter.pattern, text)]
+    if admitted:
+        raise Fault(
+            key,
+            f"holds {{{parameter.key}}}, whose pattern admits {admitted[0]!r}",
+            hint='narrow the pattern, such as `"[a-z0-9-]+"`: it decides where the credential goes',
+        )
+
+
+# --- one way to log in -----------------------------------------------------------------------
+
+
+def _check_method(provider: Provider, method: AuthMethod, key: Key) -> None:
+    for part in ("parameters", "secrets"):
+        for i, parameter in enumerate(getattr(method, part)):
+            _check_parameter(parameter, (*key, part, i))
+    _check_reach(provider, method, key)
+    _check_kind(method, key)
+    _check_standing(method, key)
+    parameters = {p.key for p in method.parameters}
+    _check_injection(method, {*parameters, *_secret_names(method), "account_id"}, key)
+    _check_endpoints(method, parameters, key)
+    for name in (*method.environment, *method.exports, *(method.sandbox.environment if method.sandbox else ())):
+        if not _VARIABLE.fullmatch(name):
+            raise Fault((*key, "environment"), f'"{name[:40]}" is no variable name', hint="write it like ACME_API_KEY")
+    if method.probe is not None:
+        _check_call(method.probe, (*key, "probe"))
+    for at, pointer in _pointers(method):
+        _check_pointer(pointer, (*key, *at))
+
+
+def _check_parameter(parameter: Parameter, key: Key) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", parameter.key):
+        raise Fault((*key, "key"), f'is "{parameter.key[:40]}"', hint="write letters, digits, _ and - only")
+    if parameter.pattern is not None:
+        try:
+            form = re.compile(parameter.pattern)
+        except re.error as error:
+            raise Fault((*key, "pattern"), f"is no regular expression: {error}", hint="correct it") from None
+        if parameter.default is not None and not form.fullmatch(parameter.default):
+            raise Fault((*key, "default"), "does not have the form that `pattern` asks for", hint="correct one of them")
+    if parameter.options and parameter.default is not None and parameter.default not in parameter.options:
+        raise Fault((*key, "default"), "is none of the options", hint=f"write one of {', '.join(parameter.options)}")
+    if parameter.secret and parameter.default is not None:
+        raise Fault((*key, "default"), "would be a secret in a file", hint="take it out; secrets are asked for")
+
+
+def _check_kind(method: AuthMethod, key: Key) -> None:
+    needed: tuple[str, ...]
+    match method.kind:
+        case "api-key" | "cloud" | "custom":
+            needed = ()
+        case "device":
+            needed = ("client_id", "device_authorization_endpoint", "token_endpoint")
+        case "device-exchange":
+            needed = ("client_id", "device_authorization_endpoint", "token_endpoint", "exchange")
+        case "authorization-code":
+            needed = ("authorization_endpoint", "token_endpoint", "redirect")
+            needed += ("client_id",) if method.token.send_client_id else ()
+        case _:
+            assert_never(method.kind)
+    for name in needed:
+        if getattr(method, name) is None:
+            raise Fault((*key, name), f"is missing, which {method.kind} needs", hint=f"write `{name} = …` there")
+    if method.redirect is not None and method.redirect.loopback is None and method.redirect.paste is None:
+        raise Fault(
+            (*key, "redirect"), "names no place", hint='write `{ paste = "https://…" }` or `{ loopback = { } }`'
+        )
+    if method.exchange is not None and (method.exchange.get is None) == (method.exchange.post is None):
+        raise Fault((*key, "exchange"), "needs just one of get and post", hint='write `get = "https://…"`')
+    if method.source is not None:
+        wanted = {"command": method.source.command, "file": method.source.file}.get(method.source.kind, "nothing")
+        if not wanted:
+            raise Fault(
+                (*key, "source", method.source.kind), "is missing", hint=f"write `{method.source.kind} = …` there"
+            )
+
+
+def _check_standing(method: AuthMethod, key: Key) -> None:
+    if method.standing == "restricted" and not method.notice.strip():
+        raise Fault((*key, "notice"), "is missing", hint="write what the provider's terms say, and the page")
+    if method.for_agents and method.standing != "restricted":
+        raise Fault((*key, "for_agents"), "is only for restricted logins", hint='write `standing = "restricted"` too')
+
+
+def _secret_names(method: AuthMethod) -> set[str]:
+    """Give what the credential of this login calls its secrets."""
+    if method.secrets:
+        return {p.key for p in method.secrets}
+    if method.source is not None:
+        match method.source.kind:
+            case "command" | "file":
+                return set(method.source.values) or {"key"}
+            case "gcloud-adc":
+                return set(method.source.values) or {"access_token"}
+            case "aws-profile" | "aws-role":
+                return {"access_key_id", "secret_access_key", "session_token"}
+            case _:
+                assert_never(method.source.kind)
+    ends_in_key = method.create_key is not None or method.token.key is not None or method.exchange is not None
+    if method.kind in ("device", "authorization-code") and not ends_in_key:
+        return {"access_token"}
+    return {"key"}
+
+
+def _check_injection(method: AuthMethod, names: set[str], key: Key) -> None:
+    for i, rule in enumerate(method.inject):
+        place = (*key, "inject", i)
+        _check_headers(rule.set, names, (*place, "set"))
+        if rule.basic is not None:
+            _check_template(rule.basic, names, (*place, "basic"))
+            if ":" not in rule.basic:
+                raise Fault((*place, "basic"), "has no colon", hint='write `"user:{key}"`')
+        for host in rule.hosts:
+            _check_template(host, {p.key for p in method.parameters}, (*place, "hosts"))
+            _checked_host(
+                without_braces(host, {p.key: p.default or "x.x" for p in method.parameters}), (*place, "hosts")
+            )
+    for name, template in method.exports.items():
+        _check_template(template, {*names, "base_url"}, (*key, "exports", name))
+    for name, template in (method.sandbox.environment if method.sandbox else {}).items():
+        _check_template(
+            template, {*names, "placeholder"} - _secret_names(method), (*key, "sandbox", "environment", name)
+        )
+
+
+def _check_headers(headers: Mapping[str, str], names: Iterable[str], key: Key) -> None:
+    for name, template in headers.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise Fault((*key, name), "is no header name", hint="write a name such as x-api-key")
+        _check_template(template, set(names), (*key, name))
+
+
+def _check_endpoints(method: AuthMethod, parameters: set[str], key: Key) -> None:
+    exchange, create = method.exchange, method.create_key
+    addresses: tuple[tuple[Key, str | None], ...] = (
+        (("authorization_endpoint",), method.authorization_endpoint),
+        (("device_authorization_endpoint",), method.device_authorization_endpoint),
+        (("token_endpoint",), method.token_endpoint),
+        (("revocation_endpoint",), method.revocation_endpoint),
+        (("issuer",), method.issuer),
+        (("redirect", "paste"), method.redirect.paste if method.redirect else None),
+        (("device", "poll"), method.device.poll),
+        (("device", "verification_uri"), method.device.verification_uri),
+        (("device", "redirect_uri"), method.device.redirect_uri),
+        (("exchange",), (exchange.get or exchange.post) if exchange else None),
+        (("create_key", "post"), create.post if create else None),
+    )
+    for at, address in addresses:
+        if address is not None:
+            _check_template(address, parameters, (*key, *at))
+            _check_endpoint(address, method.parameters, (*key, *at))
+    if method.keys_url is not None:
+        _check_page(method.keys_url, (*key, "keys_url"))
+    loopback = method.redirect.loopback if method.redirect else None
+    if loopback is not None and (
+        loopback.host not in ("127.0.0.1", "localhost", "[::1]") or not loopback.path.startswith("/")
+    ):
+        raise Fault(
+            (*key, "redirect", "loopback"),
+            "is not on this machine",
+            hint='write host = "127.0.0.1", path = "/callback"',
+        )
+    if exchange is not None:
+        _check_headers(exchange.headers, {*parameters, "access_token"}, (*key, "exchange", "headers"))
+    if create is not None:
+        _check_headers(create.headers, {*parameters, "access_token"}, (*key, "create_key", "headers"))
+
+
+def _check_endpoint(address: str, parameters: tuple[Parameter, ...], key: Key) -> None:
+    for parameter in parameters:
+        if f"{{{parameter.key}}}" in address:
+            _check_address_parameter(parameter, key)
+    # As for a base URL: tokens, codes and verifiers go there.
+    _checked_url(without_braces(address, {p.key: p.default or "x" for p in parameters}), key, query=True)
+
+
+def _check_page(address: str, key: Key) -> None:
+    """Look at a page for a person's browser: nothing of ours goes there, but a click does."""
+    if not re.fullmatch(r"https://[!-~]+", address):
+        raise Fault(key, f'is "{address[:60]}"', hint="write the page's whole address, beginning with https://")
+
+
+def _pointers(method: AuthMethod) -> Iterable[tuple[Key, str]]:
+    if method.token.key is not None:
+        yield ("token", "key"), method.token.key
+    if method.exchange is not None:
+        for name in ("key", "expires_at", "expires_in", "refresh_in", "base_url"):
+            if (pointer := getattr(method.exchange, name)) is not None:
+                yield ("exchange", name), pointer
+    if method.create_key is not None:
+        yield ("create_key", "key"), method.create_key.key
+    if method.claims is not None:
+        for name in ("account_id", "name", "email", "plan"):
+            for pointer in getattr(method.claims, name):
+                yield ("claims", name), pointer
+    if method.source is not None:
+        for name, pointer in method.source.values.items():
+            yield ("source", "values", name), pointer
+        if method.source.expires_at is not None:
+            yield ("source", "expires_at"), method.source.expires_at
+
+
+def _check_pointer(pointer: str, key: Key) -> None:
+    if not _POINTER.fullmatch(pointer):
+        raise Fault(
+            key,
+            f'is "{pointer[:60]}", which is no JSON pointer (RFC 6901)',
+            hint=f'begin with a slash, such as "/{pointer.lstrip("/.$")[:40]}"; in a name write ~1 for a slash',
+        )
+
+
+def _check_template(template: str, names: set[str], key: Key) -> None:
+    rest = _BRACES.sub("", template)
+    unknown = [name for name in _BRACES.findall(template) if name not in names]
+    if unknown or "{" in rest or "}" in rest:
+        known = ", ".join(f"{{{name}}}" for name in sorted(names)) or "none"
+        what = f"names {{{unknown[0][:40]}}}, which is not known here" if unknown else "has a brace without its partner"
+        raise Fault(key, what, hint=f"write one of the names known here: {known}")
