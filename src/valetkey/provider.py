@@ -72,6 +72,9 @@ class Call:
     keep: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     known: tuple[str, ...] = ()
+    # Of a probe: statuses that only a good credential gets, beside 2xx and 429, and that mean a bad one, beside 401.
+    accepted: tuple[int, ...] = ()
+    rejected: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +153,8 @@ class Parameter:
     options: tuple[str, ...] = ()
     secret: bool = False
     environment: tuple[str, ...] = ()
+    # The value is a host: of a pasted URL only that is kept, before `pattern` looks at it.
+    host: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +226,8 @@ class Token:
     default_expires_in: int | None = None
     # "client": renewals of all accounts under this client id go one after the other.
     serialize: Literal["account", "client"] = "account"
-    # Where the answer is a lasting key and no OAuth token (OpenRouter), the pointer to it.
+    # Where the answer is a lasting key and no OAuth token (OpenRouter), the pointer to it. Such an endpoint is asked
+    # with code, code_verifier and `parameters` alone.
     key: str | None = None
 
 
@@ -287,7 +293,7 @@ class Source:
 
     `command` prints the secret (first line) or, with `json`, an object whose pointers `values` names.
     Templates call what it gives by the names in `values`; without them a command or a file gives `key`, gcloud-adc
-    `access_token`, the aws kinds `access_key_id`, `secret_access_key`, `session_token`. A command may hold {parameters}.
+    `access_token`, the aws kinds `access_key_id`, `secret_access_key`, `session_token`. A command may name parameters.
     `file` is a path (`~` allowed). `variable` is the environment variable that moves it.
     `expires_at` is a pointer, `life_seconds` a fixed life where the source tells none.
     """
