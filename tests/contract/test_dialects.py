@@ -29,10 +29,39 @@ JSON = st.recursive(
 )
 # Names that the readers look for, so that the search reaches their depths.
 NAMES = st.sampled_from(
-    ["type", "error", "message", "choices", "delta", "content", "usage", "response", "candidates", "parts", "text"]
-    + ["finish_reason", "status", "output", "usageMetadata", "promptTokenCount", "prompt_tokens", "input_tokens"]
-    + ["stop_reason", "refusal", "promptFeedback", "data", "models", "id", "name", "incomplete_details"]
-    + ["response.completed", "response.failed", "message_delta", "message_start", "content_block_delta"]
+    [
+        "type",
+        "error",
+        "message",
+        "choices",
+        "delta",
+        "content",
+        "usage",
+        "response",
+        "candidates",
+        "parts",
+        "text",
+        "finish_reason",
+        "status",
+        "output",
+        "usageMetadata",
+        "promptTokenCount",
+        "prompt_tokens",
+        "input_tokens",
+        "stop_reason",
+        "refusal",
+        "promptFeedback",
+        "data",
+        "models",
+        "id",
+        "name",
+        "incomplete_details",
+        "response.completed",
+        "response.failed",
+        "message_delta",
+        "message_start",
+        "content_block_delta",
+    ]
 )
 SHAPED = st.recursive(
     JSON | NAMES,

@@ -5,15 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 import httpx2
 
-from valetkey.credential import Credential, CredentialRef, secrets_of
+from valetkey.access import Access
+from valetkey.credential import Credential, secrets_of
 from valetkey.dialect import Dialect, Message, Part, Question
 from valetkey.dialects import question_for
 from valetkey.dialects.reading import error_in
@@ -27,9 +27,8 @@ from valetkey.errors import (
     ValetkeyError,
 )
 from valetkey.http import HttpClient
-from valetkey.provider import Provider
 
-__all__ = ["AskAccess", "ask", "cleaned"]
+__all__ = ["ask", "cleaned"]
 
 # A model may think for minutes before its first word.
 SILENCE_SECONDS = 600.0
@@ -42,38 +41,11 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _MASKED = re.compile(r"\S*(?:\*{3,}|•{3,})\S*")
 
 
-class AskAccess(Protocol):
-    """What is needed of a broker's access."""
-
-    @property
-    def ref(self) -> CredentialRef:
-        """Say whose credential it is."""
-        ...
-
-    @property
-    def provider(self) -> Provider:
-        """Give the declaration."""
-        ...
-
-    @property
-    def credential(self) -> Credential | None:
-        """Give what is put in; None where none is needed."""
-        ...
-
-    def headers(self, url: str, headers: Mapping[str, str]) -> dict[str, str]:
-        """Give `headers` with the credential put in. Raises: HostsNotAccepted."""
-        ...
-
-    def url(self, path: str) -> str:
-        """Join a path of the API to the account's base URL."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Sent:
     """One attempt: what was sent with which access, and who reads the answer."""
 
-    access: AskAccess
+    access: Access
     dialect: Dialect
     question: Question
     model: str
@@ -84,12 +56,12 @@ class _Sent:
 
 
 def ask(
-    access: AskAccess,
+    access: Access,
     *,
     model: str,
     messages: Sequence[Message],
     http: HttpClient,
-    renew: Callable[[AskAccess], AskAccess],
+    renew: Callable[[Access], Access],
     stream: bool = True,
     max_output_tokens: int | None = None,
 ) -> Iterator[Part]:

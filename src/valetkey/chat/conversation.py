@@ -13,7 +13,7 @@ from valetkey.dialect import Message
 from valetkey.errors import RecordDamaged, UsageError
 from valetkey.store import Document, Store
 
-__all__ = ["Conversation", "begin", "delete", "latest", "listed", "load", "save"]
+__all__ = ["Conversation", "begin", "delete", "latest", "listed", "load", "read", "save", "written"]
 
 KIND = "conversation"
 # More than the longest context that a model takes today, and little enough to open at once.
@@ -57,7 +57,7 @@ def begin(name: str, model: str, *, now: datetime) -> Conversation:
 
 def save(store: Store, conversation: Conversation) -> None:
     """Keep it. Raises: UsageError when it has grown too long, StoreError."""
-    body = _written(conversation)
+    body = written(conversation)
     if len(body) > MAX_BODY_BYTES:
         raise UsageError(
             f"the conversation is longer than {MAX_BODY_BYTES // 1024 // 1024} MiB",
@@ -71,7 +71,7 @@ def save(store: Store, conversation: Conversation) -> None:
 def load(store: Store, id: str) -> Conversation | None:
     """Open one, None when there is none. Raises: RecordDamaged when it is not what `save` wrote."""
     document = store.document(KIND, id)
-    return None if document is None else _read(document)
+    return None if document is None else read(document)
 
 
 def latest(store: Store) -> Conversation | None:
@@ -95,7 +95,8 @@ def _title(question: str) -> str:
     return words if len(words) <= _TITLE_LENGTH else words[: _TITLE_LENGTH - 1].rstrip() + "…"
 
 
-def _written(conversation: Conversation) -> str:
+def written(conversation: Conversation) -> str:
+    """Give the JSON that is sealed."""
     return json.dumps(
         {
             "format": _FORMAT,
@@ -109,7 +110,8 @@ def _written(conversation: Conversation) -> str:
     )
 
 
-def _read(document: Document) -> Conversation:
+def read(document: Document) -> Conversation:
+    """Read what `written` gave, and nothing else. Raises: RecordDamaged."""
     try:
         value = json.loads(document.body)
         if not isinstance(value, dict) or set(value) != _KEYS or value["format"] != _FORMAT:

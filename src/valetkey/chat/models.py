@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
 
-from valetkey.chat.ask import AskAccess, cleaned
+from valetkey.access import Access
+from valetkey.chat.ask import cleaned
 from valetkey.dialect import Model
 from valetkey.dialects import dialect_of, models_in
 from valetkey.dialects.reading import error_in
@@ -81,7 +82,7 @@ def known(provider: Provider) -> list[Model]:
     return [] if call is None else [Model(id=name) for name in call.known]
 
 
-def fetch(access: AskAccess, *, http: HttpClient) -> list[Model]:
+def fetch(access: Access, *, http: HttpClient) -> list[Model]:
     """Ask the provider for its list, as the declaration says; what it names itself comes first.
 
     Raises: NeedsLogin (401), KeyForbidden (403), ProviderFault, UnclearAnswer, TransportError, ProviderError when the
@@ -105,7 +106,7 @@ def fetch(access: AskAccess, *, http: HttpClient) -> list[Model]:
     return [*first, *(m for m in models_in(provider, answer.json()) if m.id not in ids)]
 
 
-def _refused(access: AskAccess, answer: Response) -> NeedsLogin | KeyForbidden | ProviderFault | UnclearAnswer:
+def _refused(access: Access, answer: Response) -> NeedsLogin | KeyForbidden | ProviderFault | UnclearAnswer:
     provider, status = access.provider.id, answer.status
     try:
         part = error_in(json.loads(answer.body))
