@@ -108,7 +108,7 @@ class Store(Protocol):
     def save(self, record: Record) -> Record:
         """Write it as generation `record.generation + 1`, durable on return; clears intent and retry in the same step.
 
-        Where the provider has no default account, a new one becomes it. An account that was deleted goes on counting, so
+        Where the provider has no default account, a new one becomes it. A deleted account goes on counting, so
         that a writer from before cannot land on the new login. Raises: GenerationConflict when `record.generation` is
         not the newest (0: when the account is there already).
         """

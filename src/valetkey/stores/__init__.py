@@ -1,8 +1,10 @@
 """Where records are kept: `open_store` gives the store of a home folder."""
 
+import os
+
 TYPE_CHECKING = False  # as in typing, which costs milliseconds; `valetkey token` passes here
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from valetkey.clock import Clock
     from valetkey.config import Paths
@@ -21,6 +23,7 @@ def open_store(
     ask_passphrase: "Callable[[], Secret] | None" = None,
     key_source_kind: str = "auto",
     key_command: "Sequence[str]" = (),
+    environ: "Mapping[str, str] | None" = None,
 ) -> "SqliteStore":
     """Open the store below `paths.home`; makes it where there is none.
 
@@ -36,6 +39,13 @@ def open_store(
     from valetkey.stores.sqlite import SqliteStore
 
     database = Database(paths)
-    made = sources(paths, given=key_source, kind=key_source_kind, command=key_command, ask_passphrase=ask_passphrase)
+    made = sources(
+        paths,
+        given=key_source,
+        kind=key_source_kind,
+        command=key_command,
+        ask_passphrase=ask_passphrase,
+        environ=os.environ if environ is None else environ,
+    )
     database.open()
     return SqliteStore(database, DataKeys(database, made), clock)

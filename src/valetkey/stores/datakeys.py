@@ -50,6 +50,8 @@ class DataKeys:
 
     def key(self, key_id: str) -> bytes:
         """Give one data key. Raises: RecordDamaged when there is none of this id; StoreLocked, WrongKey."""
+        if (known := self._keys.get(key_id)) is not None:
+            return known
         with self._unwrapping:
             if key_id not in self._keys:
                 self._keys[key_id] = self._unwrap(key_id)
@@ -113,7 +115,7 @@ class DataKeys:
         if row is None:
             raise RecordDamaged(
                 "a stored record names a key that the store does not have",
-                hint="log in again to replace it, or put a backup back with `valetkey store restore`",
+                hint="log in again to replace it, or put a backup back with `valetkey store restore --force`",
             )
         return row[0], row[1]
 

@@ -26,7 +26,8 @@ def read_keys(path: str) -> list[bytes]:
     """Give its keys, newest first. Raises: StoreLocked when it is missing, WrongMode, WrongKey for another content."""
     if not modes.check_file(path):
         raise StoreLocked(
-            f"the key file {path} is missing", hint="bring it back, or run `valetkey store restore` with a backup"
+            f"the key file {path} is missing",
+            hint="bring it back, or run `valetkey store restore --force` with a backup",
         )
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -37,7 +38,7 @@ def read_keys(path: str) -> list[bytes]:
     except ValueError as error:
         raise WrongKey(
             f"{path} is not a Valetkey key file",
-            hint="bring the right one back, or run `valetkey store restore` with a backup",
+            hint="bring the right one back, or move it away and run `valetkey store restore --force` with a backup",
         ) from error
 
 

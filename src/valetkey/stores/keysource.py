@@ -5,13 +5,16 @@ A source seals ("wraps") data keys. What it hands back names its own parameters,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol, get_args
 
 from valetkey.config import Paths
 from valetkey.credential import Secret
 from valetkey.errors import ConfigError, StoreLocked
+from valetkey.stores.command import Command
+from valetkey.stores.keychain import Keychain, keychain_problem
 from valetkey.stores.keyfile import KeyFile
+from valetkey.stores.passphrase import Passphrase, from_environment
 
 __all__ = ["KeySource", "Kind", "sources"]
 
@@ -61,6 +64,7 @@ def sources(
     kind: str = "auto",
     command: Sequence[str] = (),
     ask_passphrase: Callable[[], Secret] | None = None,
+    environ: Mapping[str, str],
 ) -> Callable[[str | None, str], KeySource]:
     """Give what makes the key source of a kind for a store's id; of kind None, the one that a new store shall have."""
     if kind not in ("auto", *get_args(Kind)):
@@ -70,8 +74,16 @@ def sources(
         if given is not None:
             return given
         match wanted or kind:
-            case "key-file" | "auto":
+            case "keychain":
+                return Keychain(store_id)
+            case "passphrase":
+                return Passphrase(ask_passphrase or from_environment(environ))
+            case "key-file":
                 return KeyFile(str(paths.key_file))
+            case "command":
+                return Command(command)
+            case "auto":
+                return KeyFile(str(paths.key_file)) if keychain_problem() else Keychain(store_id)
             case other:
                 raise StoreLocked(
                     f"the store's key comes from {other}, which this version does not know", hint="update Valetkey"

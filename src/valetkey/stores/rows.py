@@ -136,4 +136,6 @@ def _naming(ref: CredentialRef) -> Iterator[None]:
 
 
 def _damaged(message: str) -> RecordDamaged:
-    return RecordDamaged(message, hint="log in again to replace it, or put a backup back with `valetkey store restore`")
+    return RecordDamaged(
+        message, hint="log in again to replace it, or put a backup back with `valetkey store restore --force`"
+    )

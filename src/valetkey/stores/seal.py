@@ -59,7 +59,7 @@ def unseal(key: bytes, sealed: bytes, associated: bytes) -> bytes:
             return plaintext
     raise RecordDamaged(
         "a stored record fails its integrity check",
-        hint="log in again to replace it, or put a backup back with `valetkey store restore`",
+        hint="log in again to replace it, or put a backup back with `valetkey store restore --force`",
     )
 
 
@@ -75,7 +75,7 @@ def unwrap(key_encryption_key: bytes, wrapped: bytes, key_id: str) -> bytes:
     except RecordDamaged:
         raise WrongKey(
             "this key does not open the store",
-            hint="bring back the key that belongs to this store, or put a backup back with `valetkey store restore`",
+            hint="bring back the key that belongs to this store, or put a backup back with `valetkey store restore --force`",
         ) from None
 
 
