@@ -61,7 +61,20 @@ class Catalogue:
 
     def ids(self) -> list[str]:
         """Give all ids in order, by file names alone: a file may still turn out to be broken."""
-        return sorted({path.stem for path in (*_files(BUILT_IN), *_files(self._paths.providers), *self._plugin_files)})
+        return sorted({path.stem for path in (*_files(BUILT_IN), *self.files(), *self._plugin_files)})
+
+    @property
+    def paths(self) -> Paths:
+        """Give where the user's own files are."""
+        return self._paths
+
+    def files(self) -> list[Path]:
+        """Give the user's own files, readable or not."""
+        return _files(self._paths.providers)
+
+    def forget(self, name: str) -> None:
+        """Read this one again when it is next asked for: its file was written or deleted."""
+        self._read.pop(name, None)
 
     def built_in(self) -> list[str]:
         """Give the ids that nobody else may take."""
@@ -73,7 +86,7 @@ class Catalogue:
 
     def custom(self) -> list[Provider]:
         """Give the user's own providers that can be read."""
-        own = [path.stem for path in _files(self._paths.providers)]
+        own = [path.stem for path in self.files()]
         return [p for p in self._readable() if p.id in own and p.origin == "user"]
 
     @property
@@ -97,7 +110,7 @@ class Catalogue:
         return self._plugins[1]
 
     def _others(self) -> Iterator[_Place]:
-        for path in _files(self._paths.providers):
+        for path in self.files():
             yield _Place(path=path, origin="user")
         for path in self._plugin_files:
             yield _Place(path=path, origin="plugin")

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import assert_never
 
+from valetkey.address import check_url, without_braces
 from valetkey.errors import InvalidBaseUrl
 from valetkey.inject import host_matches
 from valetkey.provider import Api, AuthMethod, Call, Parameter, Provider
-from valetkey.providers.address import check_url, without_braces
 from valetkey.providers.fault import Fault, Key
 
 __all__ = ["ID", "check"]
