@@ -13,7 +13,7 @@ def main() -> int:
     try:
         if argv and argv[0] == "token":
             # Called by other tools before each request: it must answer before click would even be imported.
-            from valetkey.cli.token import fast
+            from valetkey.cli.fast import fast
 
             status = fast(argv)
             if status is not None:

@@ -1,0 +1,103 @@
+"""What a caller gets: a credential, where it may go, where it came from, and what it may be used for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from valetkey import inject
+from valetkey.credential import ApiKey, Credential, CredentialRef, Fields, Identity, Secret
+from valetkey.errors import NotForThisUse
+from valetkey.provider import AuthMethod, Provider
+
+__all__ = ["Access", "Use", "check_use", "credential_in", "defaults_of"]
+
+Use = Literal["token", "exec", "helper", "ask", "chat", "auth", "probe"]
+# Design section 14: restricted logins serve none of these; one that names its agents serves them alone.
+_REFUSED_TO_RESTRICTED = frozenset({"token", "exec", "helper", "ask", "auth"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """A credential that may be used now, and where; None means that the server needs none.
+
+    `variable` is the environment variable that it came from, if it did.
+    """
+
+    ref: CredentialRef
+    provider: Provider
+    method: AuthMethod
+    credential: Credential | None
+    source: Literal["stored", "environment", "none"]
+    base_url: str
+    hosts: tuple[str, ...]
+    identity: Identity = Identity()
+    variable: str | None = None
+
+    def headers(self, url: str, headers: Mapping[str, str]) -> dict[str, str]:
+        """Give `headers` with the credential put in. Raises: HostsNotAccepted when `url` is not on its hosts."""
+        merged = {**self.provider.api.headers, **headers}
+        if self.credential is None:
+            return {name.lower(): value for name, value in merged.items()}
+        return inject.headers_for(
+            self.credential,
+            method=self.method,
+            url=url,
+            hosts=self.hosts,
+            headers=merged,
+            account_id=self.identity.account_id,
+        )
+
+    def url(self, path: str) -> str:
+        """Join a path of the API to this account's base URL."""
+        return inject.join(self.base_url, path)
+
+
+def check_use(ref: CredentialRef, method: AuthMethod, use: Use, *, restricted: bool) -> None:
+    """Refuse a restricted login the uses that it may not serve. Raises: NotForThisUse."""
+    if not restricted or use == "probe":
+        return
+    if method.for_agents:
+        agents = ", ".join(method.for_agents)
+        raise NotForThisUse(
+            f"{method.label or method.id} of {ref.provider} may serve only its provider's own client ({agents})",
+            provider=ref.provider,
+            hint=f"log in with an API key: `valetkey login {ref.provider} --account api --method api-key`",
+        )
+    if use in _REFUSED_TO_RESTRICTED:
+        raise NotForThisUse(
+            f"{method.label or method.id} of {ref.provider} is a restricted login and may not serve `{use}`",
+            provider=ref.provider,
+            hint=f"log in with an API key: `valetkey login {ref.provider} --account api`",
+        )
+
+
+def defaults_of(environ: Mapping[str, str], method: AuthMethod) -> dict[str, str] | None:
+    """Give the parameters from the environment and the declared defaults; None when a required one has neither."""
+    values: dict[str, str] = {}
+    for parameter in method.parameters:
+        value = next((environ[n] for n in parameter.environment if environ.get(n)), parameter.default)
+        if value is not None:
+            values[parameter.key] = value
+        elif parameter.required:
+            return None
+    return values
+
+
+def credential_in(environ: Mapping[str, str], method: AuthMethod) -> Credential | None:
+    """Give the credential that the environment holds for this way to log in."""
+    parameters = defaults_of(environ, method)
+    if parameters is None:
+        return None
+    if method.secrets:
+        found = {
+            s.key: Secret(value)
+            for s in method.secrets
+            if (value := next((environ[n] for n in s.environment if environ.get(n)), None)) is not None
+        }
+        if any(s.required and s.key not in found for s in method.secrets):
+            return None
+        return Fields(method=method.id, values=found, parameters=parameters)
+    value = next((environ[n] for n in method.environment if environ.get(n)), None)
+    return None if value is None else ApiKey(method=method.id, key=Secret(value), parameters=parameters)

@@ -1,0 +1,82 @@
+"""`valetkey token NAME`: the credential on stdout, in milliseconds.
+
+Other tools call it before each request, so `fast` imports no click, no asyncio and no HTTP client. It answers only
+what is simple: a stored login that is fresh, under a key file. For everything else it gives way to `token.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False  # typing itself would cost a millisecond
+if TYPE_CHECKING:
+    from datetime import datetime
+    from typing import Any
+
+__all__ = ["fast"]
+
+
+def fast(argv: list[str]) -> int | None:
+    """Print the credential and give 0, or None where the whole command has to look."""
+    if len(argv) != 2 or argv[1].startswith("-"):
+        return None
+    provider, at, account = argv[1].partition("@")
+    home = os.environ.get("VALETKEY_HOME") or os.path.join(os.path.expanduser("~"), ".valetkey")
+    if (at and not account) or (not at and _folders_decide(home)):
+        return None
+    from valetkey.stores.quick import quick_record
+
+    record = quick_record(home, provider, account or None)
+    value = _usable(record) if record is not None else None
+    if value is None:
+        return None
+    sys.stdout.write(value + "\n")
+    sys.stdout.flush()
+    return 0
+
+
+def _folders_decide(home: str) -> bool:
+    """Whether config.toml may name another account for this folder."""
+    try:
+        with open(os.path.join(home, "config.toml"), "rb") as file:
+            return b"folders" in file.read()
+    except FileNotFoundError:
+        return False
+
+
+def _usable(record: dict[str, Any]) -> str | None:
+    """Give the secret of a record that may be handed out as it is."""
+    from datetime import UTC, datetime, timedelta
+
+    from valetkey.freshness import Freshness, judge
+
+    if record["restricted"] or record["health"] not in ("ok", "expiring", "unknown"):
+        return None
+    credential = record["credential"]
+    secrets = credential["secrets"]
+    match credential["kind"]:
+        case "api-key":
+            return _text(secrets["key"])
+        case "oauth-token":
+            value = secrets["access_token"]
+        case "exchanged-key":
+            value = secrets["key"]
+        case _:
+            return None
+    issued, ends, renew = (_time(credential.get(name)) for name in ("issued_at", "expires_at", "refresh_at"))
+    if issued is None or ends is None:
+        return None
+    age = max(timedelta(0), datetime.now(UTC) - issued)
+    state = judge(age, life=ends - issued, renew_after=None if renew is None else renew - issued)
+    return _text(value) if state is Freshness.FRESH else None
+
+
+def _time(value: object) -> datetime | None:
+    from datetime import datetime
+
+    return datetime.fromisoformat(value) if isinstance(value, str) else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None

@@ -1,0 +1,64 @@
+"""How much life a credential has left. `valetkey token` imports this: nothing heavier than enum and datetime."""
+
+from __future__ import annotations
+
+import enum
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from valetkey.credential import Credential
+
+__all__ = ["Freshness", "age_of", "freshness", "judge"]
+
+# A tool may use what it gets for a while: helpers promise 6 minutes (features E8).
+LEAST_LEFT = timedelta(minutes=6)
+# What is on its way when it dies is refused by the provider.
+IN_FLIGHT = timedelta(seconds=5)
+
+
+class Freshness(enum.Enum):
+    """What may be done with a credential: use it; use it and renew it; renew it first."""
+
+    FRESH = enum.auto()
+    STALE = enum.auto()
+    DEAD = enum.auto()
+
+
+def judge(age: timedelta, *, life: timedelta | None, renew_after: timedelta | None = None) -> Freshness:
+    """Judge what is this old and was to live this long.
+
+    Renewal begins at 75 % of its life and with 6 minutes left, or at half its life where it lives under
+    12 minutes; `renew_after` may ask for it sooner.
+    """
+    if life is not None:
+        if age >= life - min(IN_FLIGHT, life / 4):
+            return Freshness.DEAD
+        if age >= life - max(life / 4, min(LEAST_LEFT, life / 2)):
+            return Freshness.STALE
+    if renew_after is not None and age >= renew_after:
+        return Freshness.STALE
+    return Freshness.FRESH
+
+
+def age_of(credential: Credential, now: datetime) -> timedelta:
+    """Give the age by the wall clock; never negative, whatever the clock did since it was issued."""
+    from valetkey.credential import issued_at_of
+
+    issued = issued_at_of(credential)
+    return max(timedelta(0), now - issued) if issued is not None else timedelta(0)
+
+
+def freshness(credential: Credential, age: timedelta, *, refresh_interval: timedelta | None = None) -> Freshness:
+    """Judge a credential; the server's `refresh_in` and the declared interval may make it stale sooner."""
+    from valetkey.credential import ExchangedKey, expires_at_of, issued_at_of
+
+    issued, ends = issued_at_of(credential), expires_at_of(credential)
+    if issued is None:
+        return Freshness.FRESH
+    sooner = [refresh_interval] if refresh_interval is not None else []
+    if isinstance(credential, ExchangedKey) and credential.refresh_at is not None:
+        sooner.append(credential.refresh_at - issued)
+    return judge(age, life=None if ends is None else ends - issued, renew_after=min(sooner, default=None))
