@@ -200,7 +200,7 @@ def _error(sent: _Sent, refused: _Refused) -> ValetkeyError:
     if status == 401:
         return NeedsLogin(
             f"{provider} does not accept the credential of {ref} (HTTP 401){why}",
-            hint=f"log in again: `valetkey login {provider}`, or correct the variable that holds the key",
+            hint=_new_credential(sent.access),
             provider=provider,
         )
     if status == 403:
@@ -228,6 +228,13 @@ def _error(sent: _Sent, refused: _Refused) -> ValetkeyError:
         hint=f"check the model's name with `valetkey models {provider}`",
         provider=provider,
     )
+
+
+def _new_credential(access: Access) -> str:
+    command = f"`valetkey login {access.ref.provider}`"
+    if access.source == "stored":
+        return f"log in again: {command[:-1]} --account {access.ref.account}`"
+    return f"correct {access.variable}, or run {command}" if access.variable else f"it needs a key: run {command}"
 
 
 def _later(refused: _Refused) -> str:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from fnmatch import fnmatchcase
 
 from valetkey.access import Access
 from valetkey.chat.ask import cleaned
@@ -66,11 +65,11 @@ class Chosen:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelList:
-    """What `name` (`provider` or `provider@account`) listed at that time."""
+    """What `name` (`provider` or `provider@account`) listed at that time; None: the declaration itself names them."""
 
     name: str
     models: tuple[Model, ...]
-    fetched_at: datetime
+    fetched_at: datetime | None = None
 
 
 # --- lists -----------------------------------------------------------------------------------
@@ -126,17 +125,11 @@ def _refused(access: Access, answer: Response) -> NeedsLogin | KeyForbidden | Pr
     return UnclearAnswer(f"{provider} has no list of models{why}", hint=hint, provider=provider)
 
 
-def keep(store: Store, models: ModelList) -> None:
+def keep(store: Store, name: str, models: Sequence[Model], *, now: datetime) -> ModelList:
     """Keep a list in place of an older one. Raises: StoreError."""
-    body = json.dumps(
-        {
-            "format": _FORMAT,
-            "models": [[m.id, m.name] for m in models.models],
-            "fetched_at": models.fetched_at.isoformat(),
-        }
-    )
-    title = f"{len(models.models)} models"
-    store.put_document(Document(kind=KIND, id=models.name, title=title, body=body, updated_at=models.fetched_at))
+    body = json.dumps({"format": _FORMAT, "models": [[m.id, m.name] for m in models], "fetched_at": now.isoformat()})
+    store.put_document(Document(kind=KIND, id=name, title=f"{len(models)} models", body=body, updated_at=now))
+    return ModelList(name=name, models=tuple(models), fetched_at=now)
 
 
 def fetched(store: Store, name: str) -> ModelList | None:
@@ -199,7 +192,7 @@ def _default_of(name: str, provider_of: Callable[[str], Provider], lists: Callab
         default = None
     if default is not None:
         return Chosen(name=name, model=default)
-    near = [f"{kept.name}/{m.id}" for kept in lists() for m in kept.models if fnmatchcase(m.id, f"*{name}*")]
+    near = [f"{kept.name}/{m.id}" for kept in lists() for m in kept.models if name in m.id]
     hint = f"did you mean -m {near[0]}?" if near else "write PROVIDER/MODEL; `valetkey models PROVIDER` lists them"
     raise UnknownModel(f"no fetched list has a model {name!r}", hint=hint)
 

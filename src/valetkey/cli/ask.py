@@ -21,6 +21,8 @@ from valetkey.errors import NotLoggedIn, UsageError
 
 # A context beyond this is a mistake (`cat disk.img | …`), and no model takes it.
 MAX_STDIN_BYTES = 4 * 1024 * 1024
+# As many as fit a screen.
+_OFFERED = 40
 _HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
 
 
@@ -107,26 +109,34 @@ def _chosen(state: State, text: str | None, before: Conversation | None) -> Chos
         return choose(text, provider_of=state.catalogue.get, lists=lambda: fetched_lists(state.store))
     if before is not None:
         return Chosen(name=before.name, model=before.model)
-    chosen = default_model(state.store)
-    if chosen is not None:
-        return chosen
-    if not state.store.accounts(limit=1) and not state.interactive:
-        raise NotLoggedIn("there is no login and no default model", hint="run `valetkey login`")
-    return _offered(state)
+    return default_model(state.store) or _offered(state)
 
 
 def _offered(state: State) -> Chosen:
-    """Let the user choose from the lists that were fetched, and keep the choice. Raises: UsageError."""
+    """Let the user choose from what the logins list, and keep the choice. Raises: NotLoggedIn, UsageError."""
+    # Reading every declaration takes a while: only here, where nobody knows whom to ask.
+    from valetkey.cli.models import lists_of, names_of
+
+    try:
+        names = names_of(state)
+    except NotLoggedIn as nobody:
+        _log_in(state, nobody)
+        chosen = default_model(state.store)
+        if chosen is not None:
+            return chosen
+        names = names_of(state)
     hint = "name one: -m PROVIDER/MODEL, or set it for good: `valetkey models use PROVIDER/MODEL`"
-    lists = fetched_lists(state.store)
     if not state.interactive:
         raise UsageError("there is no default model", hint=hint)
-    names = [f"{kept.name}/{m.id}" for kept in lists for m in kept.models][:40]
-    for number, name in enumerate(names, 1):
-        click.echo(f"{number:3} {plain(name)}", err=True)
-    answer = state.ask("model (number, or PROVIDER/MODEL)", instead=hint).strip()
-    if answer.isdecimal() and 1 <= int(answer) <= len(names):
-        answer = names[int(answer) - 1]
+    lists, _ = lists_of(state, names)
+    models = [f"{kept.name}/{m.id}" for kept in lists for m in kept.models]
+    for number, name in enumerate(models[:_OFFERED], 1):
+        click.echo(f"{number:3}  {plain(name)}", err=True)
+    if len(models) > _OFFERED:
+        state.note(f"and {len(models) - _OFFERED} more: `valetkey models` lists them")
+    answer = state.ask("model (its number, or PROVIDER/MODEL)", instead=hint).strip()
+    if answer.isdecimal() and 1 <= int(answer) <= len(models):
+        answer = models[int(answer) - 1]
     chosen = choose(answer, provider_of=state.catalogue.get, lists=lambda: lists)
     set_default_model(state.store, chosen)
     state.note(f"{chosen} is the default model now; `valetkey models use` changes it")
@@ -138,21 +148,21 @@ def _access(state: State, name: str) -> Access:
     try:
         return state.run(state.broker.access(name, use="ask"))
     except NotLoggedIn as missing:
-        if not state.interactive:
-            raise
-        state.note(missing.message)
-        if not click.confirm(f"log in to {plain(name)} now?", default=True, err=True):
-            raise
-    provider, _, account = name.partition("@")
-    context = click.get_current_context()
-    root = context.find_root().command
-    root.main(
-        args=["login", provider, *(["--account", account] if account else [])],
-        prog_name="valetkey",
-        standalone_mode=False,
-        obj=state,
-    )
+        _log_in(state, missing, name)
     return state.run(state.broker.access(name, use="ask"))
+
+
+def _log_in(state: State, missing: NotLoggedIn, name: str = "") -> None:
+    """Offer the login and do it. Raises: `missing` without a terminal or when the user says no."""
+    if not state.interactive:
+        raise missing
+    state.note(missing.message)
+    if not click.confirm(f"log in{f' to {plain(name)}' if name else ''} now?", default=True, err=True):
+        raise missing
+    provider, _, account = name.partition("@")
+    words = ["login", *([provider] if provider else []), *(["--account", account] if account else [])]
+    root = click.get_current_context().find_root().command
+    root.main(args=words, prog_name="valetkey", standalone_mode=False, obj=state)
 
 
 # --- the answer ------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def models(state: State, *, names: tuple[str, ...], refresh: bool) -> None:
         case ("use",):
             raise click.UsageError("`models use` needs PROVIDER/MODEL")
         case ():
-            _show(state, _names(state), refresh=refresh, one=False)
+            _show(state, names_of(state), refresh=refresh, one=False)
         case (name,):
             _show(state, [name], refresh=refresh, one=True)
         case _:
@@ -53,32 +53,20 @@ def _use(state: State, text: str) -> None:
     state.say(f"{chosen} is the default model")
 
 
-def _names(state: State) -> list[str]:
-    """Give what can be asked: every login, and what was listed before (local servers, keys in the environment)."""
-    logins = {str(a.ref) if not a.is_default else a.ref.provider for a in state.store.accounts()}
-    names = sorted(logins | {kept.name for kept in fetched_lists(state.store)})
-    if not names:
-        raise NotLoggedIn("there is no login yet", hint="run `valetkey login`, or name a provider")
-    return names
-
-
 def _show(state: State, names: Sequence[str], *, refresh: bool, one: bool) -> None:
-    lists: list[ModelList] = []
-    problems: list[tuple[str, ValetkeyError]] = []
-    for name in names:
-        try:
-            lists.append(_list_of(state, name, refresh=refresh))
-        except _ONE_ACCOUNT as error:
-            kept = fetched(state.store, name)
-            if one and kept is None:
-                raise
-            problems.append((name, error))
-            lists += [] if kept is None else [kept]
+    lists, problems = lists_of(state, names, refresh=refresh)
+    if one and not lists:
+        raise problems[0][1]
     default = default_model(state.store)
     now = state.clock.now()
     _emit(state, lists, problems, default)
     rows = [
-        [f"{kept.name}/{m.id}", m.name, ago(kept.fetched_at, now), "default" if _is(default, kept, m.id) else ""]
+        [
+            f"{kept.name}/{m.id}",
+            m.name,
+            "declared" if kept.fetched_at is None else ago(kept.fetched_at, now),
+            "default" if _is(default, kept, m.id) else "",
+        ]
         for kept in lists
         for m in kept.models
     ]
@@ -86,6 +74,45 @@ def _show(state: State, names: Sequence[str], *, refresh: bool, one: bool) -> No
         state.table(["MODEL", "NAME", "FETCHED", ""], rows, colors={"default": "green"})
     for name, problem in problems:
         state.note(f"{name}: {problem.message}; {problem.hint}")
+
+
+def names_of(state: State) -> list[str]:
+    """Give who can be asked: every account, stored or in the environment, and what was listed before (local servers).
+
+    Raises: NotLoggedIn when there is nobody.
+    """
+    from valetkey import sdk
+
+    accounts = [a for a in sdk.accounts(broker=state.broker) if not a.shadowed]
+    names = {a.ref.provider if a.is_default or a.source != "stored" else str(a.ref) for a in accounts}
+    names |= {kept.name for kept in fetched_lists(state.store)}
+    if not names:
+        raise NotLoggedIn("there is no login yet", hint="run `valetkey login`")
+    return sorted(name for name in names if _has_models(state, name))
+
+
+def _has_models(state: State, name: str) -> bool:
+    try:
+        api = state.catalogue.get(name.partition("@")[0]).api
+    except ProviderError:
+        return True  # told where its list is read
+    return api.dialect != "none" or bool(api.dialects) or api.models is not None
+
+
+def lists_of(
+    state: State, names: Sequence[str], *, refresh: bool = False
+) -> tuple[list[ModelList], list[tuple[str, ValetkeyError]]]:
+    """Give the lists of these, kept or fetched now, and what went wrong; an older list stands in for a new one."""
+    lists: list[ModelList] = []
+    problems: list[tuple[str, ValetkeyError]] = []
+    for name in names:
+        try:
+            lists.append(_list_of(state, name, refresh=refresh))
+        except _ONE_ACCOUNT as error:
+            problems.append((name, error))
+            kept = fetched(state.store, name)
+            lists += [] if kept is None else [kept]
+    return lists, problems
 
 
 def _list_of(state: State, name: str, *, refresh: bool) -> ModelList:
@@ -96,7 +123,7 @@ def _list_of(state: State, name: str, *, refresh: bool) -> ModelList:
     call = provider.api.models
     if call is not None and call.get is None and (named := known(provider)):
         # The declaration is the list: there is nobody to ask, and no login is needed to read it.
-        return ModelList(name=name, models=tuple(named), fetched_at=state.clock.now())
+        return ModelList(name=name, models=tuple(named))
     from valetkey import sdk
 
     found = state.run(sdk.models(name, broker=state.broker))
