@@ -1,0 +1,182 @@
+"""Logging; drops every secret.
+
+Whatever is a `Secret` from `set_up` on is taken out of messages and tracebacks, in the forms that it takes on a wire;
+what looks like a credential is taken out too.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TextIO
+from urllib.parse import quote, quote_plus
+
+from valetkey.credential import Secret
+from valetkey.errors import ConfigError
+
+if TYPE_CHECKING:
+    import logging
+
+__all__ = ["known", "redact", "set_up"]
+
+REMOVED = "[secret]"
+# Shorter ones (a PIN, an empty password) would tear holes into ordinary words.
+_SHORTEST = 6
+# A process that runs for months makes new tokens every hour; the oldest are dead by then.
+_KEPT = 4096
+_forms: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+
+_NAMES = (
+    r"access_token|refresh_token|id_token|token|code|state|key|api[-_]key|client_secret|client_assertion|secret"
+    r"|device_code|user_code|code_verifier|password|passphrase|signature|sig|authkey|raw_key"
+)
+_PATTERNS = (
+    # In a query, a fragment or a form: up to the next field.
+    (re.compile(rf"(?i)(?<![\w-])((?:{_NAMES})=)[^&\s\"'<>;,)]+"), rf"\1{REMOVED}"),
+    # In JSON or a printed dict.
+    (re.compile(rf"(?i)([\"'](?:{_NAMES})[\"']\s*:\s*[\"'])[^\"']+"), rf"\1{REMOVED}"),
+    # In a header, as it is sent or as it is printed.
+    (
+        re.compile(
+            r"(?i)((?:authorization|x-api-key|x-goog-api-key|api-key|cookie|set-cookie)[\"']?\s*[:=,]\s*(?:b?[\"'])?)"
+            r"[^\"'\r\n]+"
+        ),
+        rf"\1{REMOVED}",
+    ),
+    (re.compile(r"(?i)\b(bearer|basic|token)\s+[A-Za-z0-9._~+/=-]{12,}"), rf"\1 {REMOVED}"),
+    # user:password in an address.
+    (re.compile(r"(://)[^/\s:@\"']+:[^/\s@\"']+@"), rf"\1{REMOVED}@"),
+    # Keys that tell what they are, and JSON web tokens.
+    (
+        re.compile(r"\b(?:sk|pk|rk|vk|xai|gsk|hf|nvapi|gh[pousr]|github_pat|AKIA|ASIA|AIza)[-_]?[A-Za-z0-9_-]{16,}"),
+        REMOVED,
+    ),
+    (re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"), REMOVED),
+)
+
+
+def known(value: str) -> None:
+    """Take this out of everything that is logged from now on, as it is, base64 and URL-encoded."""
+    if len(value) < _SHORTEST or value in _forms:
+        return
+    _forms[value] = tuple(sorted(set(_encodings(value)), key=len, reverse=True))
+    while len(_forms) > _KEPT:
+        _forms.popitem(last=False)
+
+
+def _encodings(value: str) -> Iterator[str]:
+    yield value
+    yield value.encode("unicode_escape").decode()
+    yield json.dumps(value)[1:-1]
+    yield quote(value)
+    yield quote(value, safe="")
+    yield quote_plus(value)
+    data = value.encode(errors="surrogatepass")
+    # Base64 of a longer text (`user:password`) holds the secret at one of three offsets; its edges are shared.
+    for offset in range(3):
+        cut = data[(3 - offset) % 3 :]
+        middle = cut[: len(cut) // 3 * 3]
+        if len(middle) >= _SHORTEST:
+            encoded = base64.b64encode(middle).decode()
+            yield encoded
+            yield encoded.replace("+", "-").replace("/", "_")
+    yield base64.b64encode(data).decode()
+    yield base64.urlsafe_b64encode(data).decode()
+
+
+def redact(text: str) -> str:
+    """Give the text without what is known to be secret and without what looks like it."""
+    for forms in list(_forms.values()):
+        for form in forms:
+            text = text.replace(form, REMOVED)
+    for pattern, replacement in _PATTERNS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def set_up(*, level: str = "warning", file: str | None = None, stream: TextIO | None = None) -> Callable[[], None]:
+    """Log to `file` (made with mode 0600), else to `stream`, else to standard error; gives what takes it back.
+
+    Tracebacks of uncaught errors go the same way. Raises: ConfigError when the file cannot be written.
+    """
+    import logging
+
+    handler = logging.StreamHandler(stream if file is None else _opened(file))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(_without_secrets)
+    root = logging.getLogger()
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    for name in ("httpx2", "httpcore2", "asyncio"):
+        # They log addresses with their queries, one line a request.
+        logging.getLogger(name).setLevel(logging.WARNING)
+    Secret.heard_by = known
+    restore_hooks = _catch_uncaught(logging.getLogger("valetkey"))
+
+    def take_back() -> None:
+        restore_hooks()
+        Secret.heard_by = None
+        _forms.clear()
+        root.removeHandler(handler)
+        root.setLevel(before)
+        if file is not None:
+            handler.stream.close()
+
+    return take_back
+
+
+def _opened(file: str) -> TextIO:
+    import os
+
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        return open(os.open(file, flags, 0o600), "a", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise ConfigError(
+            f"log.file: {file} cannot be written: {error.strerror}", hint="set log.file to a file that you may write"
+        ) from error
+
+
+def _without_secrets(record: logging.LogRecord) -> bool:
+    """Rewrite the record before it is formatted: message, traceback and stack."""
+    import logging
+
+    try:
+        record.msg = redact(record.getMessage())
+    except (TypeError, ValueError):  # the message's own arguments do not fit it
+        record.msg = redact(str(record.msg))
+    record.args = None
+    if record.exc_info and not record.exc_text:
+        record.exc_text = logging.Formatter().formatException(record.exc_info)
+    if record.exc_text:
+        record.exc_text = redact(record.exc_text)
+    if record.stack_info:
+        record.stack_info = redact(record.stack_info)
+    return True
+
+
+def _catch_uncaught(logger: logging.Logger) -> Callable[[], None]:
+    """Send tracebacks of uncaught errors, of any thread, through the log."""
+    import sys
+    import threading
+    from types import TracebackType
+
+    before = sys.excepthook, threading.excepthook
+
+    def in_main(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        logger.critical("an error that nobody caught", exc_info=(kind, error, traceback))
+
+    def in_thread(caught: threading.ExceptHookArgs) -> None:
+        if caught.exc_value is not None and caught.exc_type is not SystemExit:
+            in_main(caught.exc_type, caught.exc_value, caught.exc_traceback)
+
+    sys.excepthook, threading.excepthook = in_main, in_thread
+
+    def restore() -> None:
+        sys.excepthook, threading.excepthook = before
+
+    return restore
