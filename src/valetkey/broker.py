@@ -7,16 +7,19 @@ Start reading here: `Broker.access` is what everything above calls. `renewal.py`
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 from valetkey import inject
 from valetkey.access import Access, Use, check_use, credential_in, defaults_of
-from valetkey.clock import Clock
+from valetkey.clock import Clock, SystemClock
+from valetkey.config import Config, load
 from valetkey.credential import (
     DEFAULT_ACCOUNT,
     Ambient,
@@ -27,6 +30,7 @@ from valetkey.credential import (
     Fields,
     Health,
     OAuthToken,
+    Secret,
     secrets_of,
 )
 from valetkey.errors import (
@@ -44,8 +48,9 @@ from valetkey.provider import AuthMethod, Provider
 from valetkey.providers import Catalogue
 from valetkey.renewal import LONGEST_BACKOFF_SECONDS, Renewal, login_command, needs_login
 from valetkey.store import Record, Store
+from valetkey.stores import open_store
 
-__all__ = ["Broker"]
+__all__ = ["Access", "Broker", "Use", "open_broker"]
 
 
 class Broker:
@@ -341,6 +346,50 @@ def _too_soon(record: Record, wait_seconds: float) -> RefreshFailed:
         hint=f"try again in {max(1, round(wait_seconds))} s; `valetkey status {record.ref.provider}` says more",
         retry_after=wait_seconds,
     )
+
+
+def open_broker(
+    *,
+    environ: Mapping[str, str] | None = None,
+    config: Config | None = None,
+    store: Store | None = None,
+    catalogue: Catalogue | None = None,
+    http: HttpClient | None = None,
+    clock: Clock | None = None,
+    ask_passphrase: Callable[[], Secret] | None = None,
+) -> Broker:
+    """Open the broker on VALETKEY_HOME with the user's settings; what is given is used as it is.
+
+    `ask_passphrase` is asked where a passphrase opens the store and no file names it. Raises: ConfigError, StoreError.
+    """
+    environ = os.environ if environ is None else environ
+    clock = clock or SystemClock()
+    config = config or load(environ)
+    return Broker(
+        store=store
+        or open_store(
+            config.paths,
+            clock=clock,
+            ask_passphrase=ask_passphrase,
+            key_source_kind=config.text("store.key_source") or "auto",
+            key_command=config.words("store.key_command"),
+        ),
+        catalogue=catalogue or Catalogue(config.paths),
+        http=http
+        or HttpClient(
+            timeout_seconds=config.seconds("network.timeout_seconds"), ca_file=config.text("network.ca_file")
+        ),
+        clock=clock,
+        environ=environ,
+        accounts_here=config.accounts_here(_here()),
+    )
+
+
+def _here() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:  # the folder was removed under us: no rule is for it
+        return Path("/")
 
 
 def _renewable(credential: Credential) -> bool:

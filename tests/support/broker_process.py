@@ -71,7 +71,7 @@ def open_up(settings: dict[str, Any]) -> Broker:
     clock = SystemClock()
     store: Store = open_store(paths, clock=clock)
     if settings.get("stop_at"):
-        store = Stopping(store, settings["stop_at"])  # type: ignore[assignment]  # it passes everything on
+        store = Stopping(store, settings["stop_at"])
     return Broker(store=store, catalogue=catalogue(paths), http=HttpClient(), clock=clock, environ={})
 
 
