@@ -6,7 +6,7 @@
       ProviderError                  a declaration: UnknownProvider InvalidProvider ProviderExists BuiltInProvider
         InvalidBaseUrl ProviderCheckFailed UnknownModel RequestRefused
       LoginError                     a flow: InitiationFailed LoginTimeout LoginExpired LoginDenied LoginCancelled
-        PollFailed CompletionFailed MissingParameter InvalidParameter RestrictedLogin
+        PollFailed CompletionFailed MissingParameter InvalidParameter RestrictedLogin PortsBusy
         ValidationFailed             KeyRejected KeyForbidden (what the probe said)
       CredentialError                NotLoggedIn CredentialExpired NeedsLogin RefreshRejected RefreshFailed RefreshBusy
         RefreshNotSupported SourceFailed HostsNotAccepted NotForThisUse
@@ -52,6 +52,7 @@ __all__ = [
     "NotForThisUse",
     "NotLoggedIn",
     "PollFailed",
+    "PortsBusy",
     "ProviderCheckFailed",
     "ProviderError",
     "ProviderExists",
@@ -228,6 +229,10 @@ class InvalidParameter(LoginError):
 
 class RestrictedLogin(LoginError):
     """The provider forbids this login to third-party tools; it needs an explicit yes."""
+
+
+class PortsBusy(LoginError):
+    """Every port that the provider would redirect to is taken; pasting the address still works."""
 
 
 class ValidationFailed(LoginError):

@@ -1,17 +1,20 @@
-"""Flows: `flow_for` is the only table of them."""
+"""Flows: `flow_for` is the only table of them; beside it what ends a login elsewhere, and what hears the browser."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, assert_never
 
 if TYPE_CHECKING:
     from valetkey.clock import Clock
+    from valetkey.credential import Credential, Identity
     from valetkey.flow import AuthFlow
+    from valetkey.flows.loopback import Listener
     from valetkey.http import HttpClient
-    from valetkey.provider import AuthMethod, Provider
+    from valetkey.provider import AuthMethod, Loopback, Provider
 
-__all__ = ["flow_for"]
+__all__ = ["claimed", "flow_for", "listen", "revoke"]
 
 
 def flow_for(
@@ -56,3 +59,24 @@ def flow_for(
             return CustomFlow(context)
         case _:
             assert_never(method.kind)
+
+
+def claimed(method: AuthMethod, credential: Credential) -> Identity:
+    """Read account, e-mail and plan from the tokens' claims. Not verified: for show and for headers only."""
+    from valetkey.flows import probe
+
+    return probe.claimed(method, credential)
+
+
+def listen(loopback: Loopback) -> AbstractAsyncContextManager[Listener]:
+    """Open the port that hears the browser's answer, until the block is left. Raises: PortsBusy."""
+    from valetkey.flows import loopback as ear
+
+    return ear.listen(loopback)
+
+
+async def revoke(provider: Provider, method: AuthMethod, credential: Credential, http: HttpClient) -> bool:
+    """Tell the provider that the login is over (RFC 7009): True when it said that it is."""
+    from valetkey.flows import token_endpoint
+
+    return await token_endpoint.revoke(provider, method, credential, http)

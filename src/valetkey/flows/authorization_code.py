@@ -50,6 +50,7 @@ class AuthorizationCodeFlow:
         Raises: InvalidParameter for a redirect_uri that is not as declared; MissingParameter.
         """
         context, method = self._context, self._context.method
+        context.check_client()
         parameters = await form.resolve(context, context.parameters)
         redirect = method.redirect or Redirect()
         target = _by_hand(redirect) if redirect_uri is None else _declared(redirect_uri, redirect, context)

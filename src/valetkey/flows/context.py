@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from valetkey.clock import Clock
+from valetkey.errors import InitiationFailed
 from valetkey.http import HttpClient
 from valetkey.inject import fill
 from valetkey.provider import AuthMethod, Provider
@@ -33,6 +34,15 @@ class Context:
     def login(self) -> str:
         """The command that logs in this way, for hints."""
         return f"valetkey login {self.provider.id} --method {self.method.id}"
+
+    def check_client(self) -> None:
+        """Refuse to begin where the declaration leaves the client id to the user. Raises: InitiationFailed."""
+        if self.method.client_id == "":
+            raise InitiationFailed(
+                f"this login at {self.provider.name} needs an OAuth app of your own",
+                hint=f"register one there and set client_id below [providers.{self.provider.id}] in config.toml",
+                provider=self.provider.id,
+            )
 
     def url(self, template: str, parameters: Mapping[str, str]) -> str:
         """Fill the parameters into an endpoint's address."""

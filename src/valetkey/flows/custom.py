@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from valetkey.address import check_url
 from valetkey.credential import ApiKey, Credential, Identity, Secret
 from valetkey.errors import (
     InvalidBaseUrl,
@@ -180,36 +180,12 @@ def _health_request(base_url: str, dialect: str, key: str) -> tuple[str, dict[st
 
 
 def check_base_url(text: str, *, with_key: bool, allow_http: bool) -> str:
-    """Give the URL without trailing slashes.
-
-    Raises: InvalidBaseUrl: not http(s), no host, userinfo, query or fragment in it; plain HTTP beyond this machine and
-    private networks, or with a key and without the user's yes.
-    """
+    """Give the URL without trailing slashes. Raises: InvalidBaseUrl, also for a key over plain HTTP without a yes."""
     url = text.strip().rstrip("/")
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        host, parts = "", urlsplit("")
-    if parts.scheme not in ("http", "https") or not host or not url.isascii() or not url.isprintable() or " " in url:
-        raise InvalidBaseUrl("this is no web address", hint="use the form https://host/path")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise InvalidBaseUrl(
-            "a base URL has no user, query or fragment in it", hint="give the key as the key, and the address alone"
-        )
-    if parts.scheme == "http" and not _is_near(host):
-        raise InvalidBaseUrl(f"{host} is no private address, and plain HTTP is readable on the way", hint="use https")
-    if parts.scheme == "http" and with_key and not allow_http:
+    host = check_url(url)
+    if url.startswith("http:") and with_key and not allow_http:
         raise InvalidBaseUrl(
             f"the key would go to {host} over plain HTTP",
             hint="use https, or say yes with --param allow_http=yes",
         )
     return url
-
-
-def _is_near(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith((".localhost", ".local", ".internal", ".lan"))
-    return (address.is_loopback or address.is_private) and not address.is_link_local

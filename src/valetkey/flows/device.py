@@ -99,6 +99,7 @@ async def begin(context: Context) -> PendingAuthorization:
 
     Raises: InitiationFailed, MissingParameter, InvalidParameter.
     """
+    context.check_client()
     parameters = await form.resolve(context, context.parameters)
     method = context.method
     fields = {} if method.client_id is None else {"client_id": method.client_id}

@@ -18,7 +18,7 @@ from valetkey.flows.token_endpoint import claims_of
 from valetkey.http import Response
 from valetkey.inject import fill, headers_for, join, reach
 from valetkey.pointer import text_at
-from valetkey.provider import Call
+from valetkey.provider import AuthMethod, Call
 
 __all__ = ["claimed", "validate"]
 
@@ -41,9 +41,9 @@ async def validate(context: Context, credential: Credential) -> Identity:
     return identity if answer.status == 429 else _over(identity, _told(answer, probe, context))
 
 
-def claimed(context: Context, credential: Credential) -> Identity:
+def claimed(method: AuthMethod, credential: Credential) -> Identity:
     """Read account, e-mail and plan from the tokens' claims. Not verified: for show and for headers only."""
-    claims = context.method.claims
+    claims = method.claims
     grant = credential.grant if isinstance(credential, ExchangedKey) else credential
     if claims is None or not isinstance(grant, OAuthToken):
         return Identity()
@@ -63,7 +63,7 @@ def claimed(context: Context, credential: Credential) -> Identity:
 
 
 async def _claimed_or_asked(context: Context, credential: Credential) -> Identity:
-    identity = claimed(context, credential)
+    identity = claimed(context.method, credential)
     profile = context.method.claims.profile if context.method.claims else None
     if profile is None:
         return identity

@@ -217,7 +217,7 @@ def _assume(session: Any, context: Context, parameters: Mapping[str, str]) -> Re
     wanted = {"RoleArn": parameters.get("role_arn", ""), "RoleSessionName": "valetkey"}
     if parameters.get("external_id"):
         wanted["ExternalId"] = parameters["external_id"]
-    duration = parameters.get("duration", "")
+    duration = parameters.get("duration_seconds", "")
     answer = session.client("sts").assume_role(
         **wanted, **({"DurationSeconds": int(duration)} if duration.isdecimal() else {})
     )

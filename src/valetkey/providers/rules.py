@@ -246,6 +246,11 @@ def _check_method(provider: Provider, method: AuthMethod, key: Key) -> None:
             raise Fault((*key, "environment"), f'"{name[:40]}" is no variable name', hint="write it like ACME_API_KEY")
     if method.probe is not None:
         _check_call(method.probe, (*key, "probe"))
+    for word in method.source.command if method.source is not None else ():
+        _check_template(word, parameters, (*key, "source", "command"))
+    for name, template in method.device.poll_parameters.items():
+        asked = {*parameters, "device_code", "user_code", "client_id"}
+        _check_template(template, asked, (*key, "device", "poll_parameters", name))
     for at, pointer in _pointers(method):
         _check_pointer(pointer, (*key, *at))
 
