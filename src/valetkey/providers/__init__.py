@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from valetkey.config import Paths
-from valetkey.errors import BuiltInProvider, ConfigError, InvalidProvider, UnknownProvider, ValetkeyError
+from valetkey.config import Paths, load
+from valetkey.errors import BuiltInProvider, InvalidProvider, UnknownProvider, ValetkeyError
 from valetkey.provider import Provider
 from valetkey.providers import plugins
 from valetkey.providers.reader import Origin, read_file
@@ -150,19 +149,8 @@ class Catalogue:
 
     @cached_property
     def _client_ids(self) -> dict[str, str]:
-        """Give config.toml's `[providers.<id>] client_id`: a client id is data, and may be the user's own."""
-        try:
-            settings = tomllib.loads(self._paths.config.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{self._paths.config} cannot be read: {type(error).__name__}", hint="correct it, or take it away"
-            ) from error
-        tables = settings.get("providers", {})
-        named = tables.items() if isinstance(tables, dict) else ()
-        found = ((name, table.get("client_id")) for name, table in named if isinstance(table, dict))
-        return {name: client_id for name, client_id in found if isinstance(client_id, str)}
+        """Give config.toml's `providers.<id>.client_id`: a client id is data, and may be the user's own."""
+        return load({"VALETKEY_HOME": str(self._paths.home)}).client_ids()
 
     # --- all of them -------------------------------------------------------------------------
 
