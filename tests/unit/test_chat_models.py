@@ -27,6 +27,7 @@ from valetkey.config import Paths
 from valetkey.credential import ApiKey, CredentialRef, Secret
 from valetkey.dialect import Model
 from valetkey.errors import (
+    ConfigError,
     KeyForbidden,
     NeedsLogin,
     ProviderFault,
@@ -221,5 +222,12 @@ def test_the_default_model_is_kept(store: Store) -> None:
     assert default_model(store) is None
     set_default_model(store, Chosen(name="openrouter@work", model="a/b:c"))
     assert default_model(store) == Chosen(name="openrouter@work", model="a/b:c")
+    assert default_model(store, setting="local/x") == Chosen(name="local", model="x")
     set_default_model(store, None)
     assert default_model(store) is None
+
+
+@pytest.mark.parametrize("setting", ["x", "/x", "local/"])
+def test_a_default_model_in_the_settings_has_both_parts(store: Store, setting: str) -> None:
+    with pytest.raises(ConfigError, match="names no model"):
+        default_model(store, setting=setting)

@@ -13,6 +13,7 @@ from valetkey.dialect import Model
 from valetkey.dialects import dialect_of, models_in
 from valetkey.dialects.reading import error_in
 from valetkey.errors import (
+    ConfigError,
     KeyForbidden,
     NeedsLogin,
     ProviderError,
@@ -197,9 +198,16 @@ def _default_of(name: str, provider_of: Callable[[str], Provider], lists: Callab
     raise UnknownModel(f"no fetched list has a model {name!r}", hint=hint)
 
 
-def default_model(store: Store) -> Chosen | None:
-    """Give the model that is asked when none is named."""
-    name, slash, model = (store.setting(DEFAULT_MODEL) or "").partition("/")
+def default_model(store: Store, *, setting: str | None = None) -> Chosen | None:
+    """Give the model that is asked when none is named: `default_model` of the settings, else the one that was set.
+
+    Raises: ConfigError for a setting of another form.
+    """
+    if setting and not all(setting.partition("/")):
+        raise ConfigError(
+            f"default_model is {setting[:60]!r}, which names no model", hint="write PROVIDER/MODEL in config.toml"
+        )
+    name, slash, model = (setting or store.setting(DEFAULT_MODEL) or "").partition("/")
     return Chosen(name=name, model=model) if slash else None
 
 

@@ -23,6 +23,8 @@ from valetkey.errors import NotLoggedIn, UsageError
 MAX_STDIN_BYTES = 4 * 1024 * 1024
 # As many as fit a screen.
 _OFFERED = 40
+# What a program that a closed pipe killed ends with: 128 + SIGPIPE. click alone would make it 1.
+_PIPE_CLOSED = 141
 _HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
 
 
@@ -109,7 +111,7 @@ def _chosen(state: State, text: str | None, before: Conversation | None) -> Chos
         return choose(text, provider_of=state.catalogue.get, lists=lambda: fetched_lists(state.store))
     if before is not None:
         return Chosen(name=before.name, model=before.model)
-    return default_model(state.store) or _offered(state)
+    return default_model(state.store, setting=state.config.text("default_model")) or _offered(state)
 
 
 def _offered(state: State) -> Chosen:
@@ -121,7 +123,7 @@ def _offered(state: State) -> Chosen:
         names = names_of(state)
     except NotLoggedIn as nobody:
         _log_in(state, nobody)
-        chosen = default_model(state.store)
+        chosen = default_model(state.store, setting=state.config.text("default_model"))
         if chosen is not None:
             return chosen
         names = names_of(state)
@@ -193,7 +195,7 @@ class _Asked:
             stop(130)
         except BrokenPipeError:
             self._keep()
-            raise
+            stop(_PIPE_CLOSED)
         except BaseException:
             self._keep()
             self._finish_line()

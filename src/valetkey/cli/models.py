@@ -51,13 +51,16 @@ def _use(state: State, text: str) -> None:
     set_default_model(state.store, chosen)
     state.emit({"default_model": str(chosen)})
     state.say(f"{chosen} is the default model")
+    stronger = state.config.text("default_model")
+    if stronger and stronger != str(chosen):
+        state.note(f"but the settings say {stronger}, and they win: see `valetkey config show`")
 
 
 def _show(state: State, names: Sequence[str], *, refresh: bool, one: bool) -> None:
     lists, problems = lists_of(state, names, refresh=refresh)
     if one and not lists:
         raise problems[0][1]
-    default = default_model(state.store)
+    default = default_model(state.store, setting=state.config.text("default_model"))
     now = state.clock.now()
     _emit(state, lists, problems, default)
     rows = [
