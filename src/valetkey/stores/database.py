@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from valetkey.config import Paths
-from valetkey.errors import ForeignStore, StoreTooNew, StoreUnwritable
+from valetkey.errors import ForeignStore, InvalidName, StoreTooNew, StoreUnwritable
 from valetkey.stores import modes
 from valetkey.stores.locks import ThreadLock, held
 from valetkey.stores.migrations import APPLICATION_ID, SCHEMA, migrate
@@ -169,6 +169,9 @@ def translated(path: str) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _in_our_words(path, error) from error
+    except UnicodeEncodeError as error:
+        # A lone surrogate: bytes of argv that are no UTF-8.
+        raise InvalidName("a text holds what is no character", hint="use text in UTF-8") from error
 
 
 def _in_our_words(path: str, error: sqlite3.Error) -> ForeignStore | StoreUnwritable:

@@ -40,13 +40,13 @@ def columns_of(record: Record) -> Row:
         "generation": record.generation,
         "kind": kind_of(credential),
         "method": credential.method,
-        "account_id": identity.account_id,
-        "name": identity.name,
-        "email": identity.email,
-        "plan": identity.plan,
+        "account_id": _text(identity.account_id),
+        "name": _text(identity.name),
+        "email": _text(identity.email),
+        "plan": _text(identity.plan),
         "health": record.health.value,
-        "reason": record.reason,
-        "hint": last_four_of(credential),
+        "reason": _text(record.reason),
+        "hint": _text(last_four_of(credential)),
         "issued_at": None if ambient else time_to(issued_at_of(credential)),
         "expires_at": None if ambient else time_to(expires_at_of(credential)),
         "created_at": time_to(record.created_at),
@@ -107,6 +107,11 @@ def intent_from(ref: CredentialRef, row: Row) -> Intent:
             started_at=time_of(row["started_at"]),
             refresh_token_hash=row["refresh_token_hash"],
         )
+
+
+def _text(value: str | None) -> str | None:
+    """Give what a column can hold: JSON may bring lone surrogates, which are no characters."""
+    return None if value is None else value.encode("utf-8", "replace").decode()
 
 
 def time_of(text: str) -> datetime:

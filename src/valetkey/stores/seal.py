@@ -75,7 +75,7 @@ def unwrap(key_encryption_key: bytes, wrapped: bytes, key_id: str) -> bytes:
     except RecordDamaged:
         raise WrongKey(
             "this key does not open the store",
-            hint="bring back the key that belongs to this store, or put a backup back with `valetkey store restore --force`",
+            hint="bring back the key that belongs to it, or put a backup back with `valetkey store restore --force`",
         ) from None
 
 
