@@ -77,7 +77,7 @@ class Catalogue:
 
     def built_in(self) -> list[str]:
         """Give the ids that nobody else may take."""
-        return [path.stem for path in _files(BUILT_IN)]
+        return sorted(path.stem for path in _files(BUILT_IN))
 
     def all(self) -> list[Provider]:
         """Give every provider that can be read, by id; `problems` has the rest."""

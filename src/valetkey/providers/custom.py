@@ -72,23 +72,21 @@ def normalise(base_url: str, dialect: DialectId) -> str:
     host = check_url(text)
     parts = urlsplit(text)
     path = re.sub(r"/{2,}", "/", parts.path).rstrip("/")
+    while (shorter := _base_path(path, dialect)) != path:
+        path = shorter
+    if dialect in ("openai-chat", "openai-responses") and not path and (parts.scheme == "http" or is_near(host)):
+        path = "/v1"
+    return urlunsplit((parts.scheme, _netloc(parts.scheme, parts.netloc), path, "", ""))
+
+
+def _base_path(path: str, dialect: DialectId) -> str:
+    """Take the end off that a base does not have: one call's path, the version that this dialect's SDKs add."""
+    path = path.rstrip("/")
     if dialect == "gemini":
-        path = _GEMINI_CALL.sub("", path)
-    path = next((path.removesuffix(call) for call in _CALLS if path.endswith(call)), path)
-    match dialect:
-        case "openai-chat" | "openai-responses":
-            path = path or ("/v1" if _serves_v1(parts.scheme, host) else "")
-        case "anthropic-messages":
-            path = path.removesuffix("/v1")
-        case "gemini":
-            path = re.sub(r"/v1(beta\d*|alpha\d*)?$", "", path)
-        case "none":
-            pass
-    return urlunsplit((parts.scheme, _netloc(parts.scheme, parts.netloc), path.rstrip("/"), "", ""))
-
-
-def _serves_v1(scheme: str, host: str) -> bool:
-    return scheme == "http" or is_near(host)
+        path = re.sub(r"/v1(beta\d*|alpha\d*)?$", "", _GEMINI_CALL.sub("", path))
+    if dialect == "anthropic-messages":
+        path = path.removesuffix("/v1")
+    return next((path.removesuffix(call) for call in _CALLS if path.endswith(call)), path)
 
 
 def _netloc(scheme: str, netloc: str) -> str:
