@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
 import sys
 from binascii import b2a_base64
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from keyring.backends import chainer, fail, null
+from keyring.backends import SecretService, chainer, fail, null
 
 from tests.support.keychain import gnome_keyring
 from valetkey.config import Paths
@@ -25,8 +28,14 @@ from valetkey.stores.seal import new_key, wrap
 DATA_KEY = new_key()
 
 
+@pytest.fixture(scope="module")
+def keychain_bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with gnome_keyring(tmp_path_factory.mktemp("keyring")) as address:
+        yield address
+
+
 class Plaintext:
-    """What keyrings.alt has: a backend that works and encrypts nothing. No subclass: keyring would offer it to others."""
+    """What keyrings.alt has: a backend that works and encrypts nothing. A subclass would be offered to others."""
 
     def __init__(self) -> None:
         self.kept: dict[tuple[str, str], str] = {}
@@ -230,45 +239,77 @@ def test_a_chain_of_plain_backends_is_refused(monkeypatch: pytest.MonkeyPatch) -
     assert plain.kept == {}
 
 
-def test_a_machine_without_a_keychain_gets_a_key_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")
-    import keyring
+_LOGIN = """
+import sys
+from pathlib import Path
+from valetkey.clock import SystemClock
+from valetkey.config import Paths
+from valetkey.credential import ApiKey, CredentialRef, Secret
+from valetkey.store import Record
+from valetkey.stores import open_store
 
-    keyring.core.init_backend()
-    make = sources(Paths(home=home), environ={})
-    assert make(None, "id").kind == "key-file"
-    assert make("keychain", "id").kind == "keychain"
-    assert keychain_problem() == "none is running"
+store = open_store(Paths(home=Path(sys.argv[1])), clock=SystemClock(), key_source_kind=sys.argv[2])
+key = ApiKey(method="api-key", key=Secret("k" * 20))
+store.save(Record(ref=CredentialRef(provider="acme", account=sys.argv[2]), credential=key))
+print(store.source_kind(), "|", store.notice())
+store.close()
+"""
 
 
-def test_the_real_keychain_keeps_renews_retires_and_forgets(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import keyring
+def _login(home: Path, kind: str, **environ: str) -> str:
+    """Save a record in a process of its own: keyring decides once in a process what there is."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LOGIN, str(home), kind],
+        env=os.environ | environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
 
-    with gnome_keyring(tmp_path_factory.mktemp("keyring")) as address:
-        monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", address)
-        keyring.core.init_backend()
-        assert keychain_problem() == ""
-        source, other = Keychain("one store"), Keychain("another store")
-        old = source.wrap(DATA_KEY, "k")
-        with pytest.raises(StoreLocked, match="no entry"):
-            other.unwrap(old, "k")
-        other.wrap(DATA_KEY, "k")
-        source.renew()
-        new = source.wrap(DATA_KEY, "k")
-        assert source.unwrap(old, "k") == source.unwrap(new, "k") == DATA_KEY
-        source.retire()
-        assert Keychain("one store").unwrap(new, "k") == DATA_KEY
-        with pytest.raises(WrongKey):
-            source.unwrap(old, "k")
-        source.discard()
-        source.discard()
-        assert keyring.get_password("valetkey", "one store") is None
-        assert keyring.get_password("valetkey", "another store") is not None
-        keyring.set_password("valetkey", "another store", "rubbish")
-        with pytest.raises(WrongKey, match="not a Valetkey key"):
-            other.unwrap(old, "k")
+
+def test_a_machine_without_a_keychain_gets_a_key_file_and_is_told_so(home: Path) -> None:
+    said = _login(home, "auto")
+    assert said.startswith("key-file | the store's key lies in the file")
+    assert (home / "store.key").exists()
+
+
+def test_a_keychain_that_was_asked_for_and_is_not_there_is_an_error(home: Path) -> None:
+    said = _login(home, "keychain", PYTHON_KEYRING_BACKEND="keyring.backends.null.Keyring")
+    assert "there is no keychain that may hold the store's key: keyring.backends.null is not known to encrypt" in said
+    assert not (home / "store.key").exists()
+
+
+def test_a_machine_with_a_keychain_gets_its_key_there(home: Path, keychain_bus: str) -> None:
+    assert _login(home, "auto", DBUS_SESSION_BUS_ADDRESS=keychain_bus) == "keychain |"
+    assert _login(home, "key-file", DBUS_SESSION_BUS_ADDRESS=keychain_bus) == "keychain |"
+    assert not (home / "store.key").exists()
+    assert "there is no keychain" in _login(home, "auto")
+
+
+def test_the_real_keychain_keeps_renews_retires_and_forgets(keychain_bus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", keychain_bus)
+    backend: Any = SecretService.Keyring  # it has no types
+    real = backend()
+    assert keychain_problem(real) == ""
+    source, other = Keychain("one store", backend=real), Keychain("another store", backend=real)
+    old = source.wrap(DATA_KEY, "k")
+    with pytest.raises(StoreLocked, match="no entry"):
+        other.unwrap(old, "k")
+    other.wrap(DATA_KEY, "k")
+    source.renew()
+    new = source.wrap(DATA_KEY, "k")
+    assert source.unwrap(old, "k") == source.unwrap(new, "k") == DATA_KEY
+    source.retire()
+    assert Keychain("one store", backend=real).unwrap(new, "k") == DATA_KEY
+    with pytest.raises(WrongKey):
+        source.unwrap(old, "k")
+    source.discard()
+    source.discard()
+    assert real.get_password("valetkey", "one store") is None
+    real.set_password("valetkey", "another store", "rubbish")
+    with pytest.raises(WrongKey, match="not a Valetkey key"):
+        other.unwrap(old, "k")
 
 
 def test_an_unknown_kind_of_source_is_named(home: Path) -> None:
