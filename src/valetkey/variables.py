@@ -46,7 +46,8 @@ def variables_for(access: Access) -> Variables:
         values.setdefault("base_url", access.base_url)
         templates = _templates(method)
         # A template that names what this login does not have (an optional session token) is left out.
-        filled = {name: Secret(fill(t, values)) for name, t in templates.items() if _has_all(t, values)}
+        texts = {name: fill(t, values) for name, t in templates.items() if _has_all(t, values)}
+        filled = {name: Secret(text) for name, text in texts.items() if text}
         if not filled:
             raise UsageError(
                 f"no environment variable is declared for {method.label or method.id} of {access.provider.id}",

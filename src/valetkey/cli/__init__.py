@@ -25,5 +25,5 @@ COMMANDS: dict[str, str] = {
 # The same commands under the names that other tools taught.
 OTHER_NAMES: dict[str, str] = {
     "grant": "valetkey.cli.login:login",
-    "auth": "valetkey.cli.accounts:auth",
+    "auth": "valetkey.cli.auth:auth",
 }

@@ -26,22 +26,24 @@ import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
 from valetkey.cli import COMMANDS, OTHER_NAMES
 from valetkey.cli.output import plain, table
-from valetkey.config import Paths
+from valetkey.config import Config, Paths, load
 from valetkey.errors import UsageError, ValetkeyError
 
 if TYPE_CHECKING:
     from valetkey.broker import Broker
     from valetkey.clock import Clock
+    from valetkey.credential import Secret
     from valetkey.http import HttpClient
     from valetkey.login import Logins
     from valetkey.providers import Catalogue
-    from valetkey.store import Store
+    from valetkey.stores.sqlite import SqliteStore
 
 __all__ = ["Commands", "State", "command", "group", "run", "stop"]
 
@@ -74,10 +76,14 @@ class State:
     @property
     def color(self) -> bool:
         """Whether stdout may be coloured (NO_COLOR: https://no-color.org)."""
-        return self.on_terminal and not self.no_color and not self.environ.get("NO_COLOR") and self._can_color()
-
-    def _can_color(self) -> bool:
-        return self.environ.get("TERM", "") != "dumb"
+        if self.no_color or self.json:
+            return False
+        match self.config.text("display.color"):
+            case "always":
+                return True
+            case "never":
+                return False
+        return self.on_terminal and not self.environ.get("NO_COLOR") and self.environ.get("TERM") != "dumb"
 
     @property
     def width(self) -> int | None:
@@ -151,6 +157,11 @@ class State:
         return asyncio.run(work)
 
     @cached_property
+    def config(self) -> Config:
+        """The settings. Raises: ConfigError."""
+        return load(self.environ)
+
+    @cached_property
     def paths(self) -> Paths:
         """Where things are."""
         return Paths.of(self.environ)
@@ -164,10 +175,12 @@ class State:
 
     @cached_property
     def http(self) -> HttpClient:
-        """The client for control traffic, with the CA file of the settings."""
+        """The client for control traffic."""
         from valetkey.http import HttpClient
 
-        return HttpClient()
+        return HttpClient(
+            timeout_seconds=self.config.seconds("network.timeout_seconds"), ca_file=self.config.text("network.ca_file")
+        )
 
     @cached_property
     def catalogue(self) -> Catalogue:
@@ -177,42 +190,59 @@ class State:
         return catalogue(self.paths)
 
     @cached_property
-    def store(self) -> Store:
-        """The records."""
+    def store(self) -> SqliteStore:
+        """The records. A passphrase is asked for on a terminal, where no file holds it. Raises: StoreError."""
         from valetkey.stores import open_store
 
-        return open_store(self.paths, clock=self.clock)
-
-    @cached_property
-    def logins(self) -> Logins:
-        """Logins under way."""
-        from valetkey.login import Logins
-
-        return Logins(
-            store=self.store, catalogue=self.catalogue, http=self.http, clock=self.clock, environ=self.environ
+        asks = self.interactive and not self.environ.get("VALETKEY_PASSPHRASE_FILE")
+        return open_store(
+            self.paths,
+            clock=self.clock,
+            ask_passphrase=self._passphrase if asks else None,
+            key_source_kind=self.config.text("store.key_source") or "auto",
+            key_command=self.config.words("store.key_command"),
+            environ=self.environ,
         )
+
+    def _passphrase(self) -> Secret:
+        from valetkey.credential import Secret
+
+        answer: str = click.prompt(
+            "Passphrase of the store",
+            hide_input=True,
+            err=True,
+            # Mistyped at the first time, it would lock everybody out.
+            confirmation_prompt=self.store.source_kind() is None,
+        )
+        return Secret(answer)
 
     @cached_property
     def broker(self) -> Broker:
         """What gives fresh credentials."""
-        from valetkey.broker import open_broker
+        from valetkey.broker import Broker
 
-        return open_broker(
-            paths=self.paths,
+        return Broker(
             store=self.store,
             catalogue=self.catalogue,
             http=self.http,
             clock=self.clock,
             environ=self.environ,
+            accounts_here=self.config.accounts_here(Path.cwd()),
         )
+
+    @cached_property
+    def logins(self) -> Logins:
+        """Logins under way."""
+        from valetkey.sdk import logins
+
+        return logins(self.broker)
 
     def close(self) -> None:
         """Let go of what was opened."""
         opened = self.__dict__
-        if "store" in opened:
-            opened["store"].close()
-        if "http" in opened:
-            opened["http"].close()
+        for name in ("broker", "http", "store"):
+            if name in opened:
+                opened.pop(name).close()
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
