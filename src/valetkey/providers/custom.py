@@ -209,13 +209,14 @@ def _method(
         keyed = next((m for m in like.auth if m.kind == "api-key" and m.inject and not m.parameters), None)
         inject = keyed.inject if keyed is not None else inject
     # No `environment`: a variable that another provider's tools read would send its key to this server.
-    exports = {} if keyless else {re.sub("-", "_", provider_id).upper() + "_API_KEY": "{key}"}
+    prefix = provider_id.replace("-", "_").upper()
+    exports = {} if prefix[0].isdigit() else {f"{prefix}_API_KEY": "{key}", f"{prefix}_BASE_URL": "{base_url}"}
     return AuthMethod(
         id="api-key",
         kind="api-key",
         optional=not key_needed,
         inject=() if keyless else inject,
-        exports=exports if not exports or not next(iter(exports))[0].isdigit() else {},
+        exports=exports,
     )
 
 
