@@ -6,11 +6,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Enough for the subprocess-heavy tests to wait for each other; more workers than cores only add servers.
+# Measured on two cores: one worker takes half as long again, three take longer than two.
 WORKERS ?= 2
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
+.NOTPARALLEL:
 .PHONY: test check install lint types imports tests demo bench soak lock clean
 
 test: install lint types imports tests

@@ -15,6 +15,7 @@ from tests.support.echo import Echo
 from tests.support.oidc_provider import OidcProvider, oidc_provider
 from tests.support.servers import ApiMock, ModelServer, api_mock, model_server
 from tests.support.tls import CertificateAuthority
+from valetkey.http import HttpClient
 
 # What a developer's shell may hold: credentials, proxies, our own settings, and what tells us where we run.
 _FOREIGN = re.compile(
@@ -23,6 +24,13 @@ _FOREIGN = re.compile(
     r"|DISPLAY|WAYLAND_DISPLAY|BROWSER|CI|DBUS_SESSION_BUS_ADDRESS|NO_COLOR|FORCE_COLOR|CLICOLOR.*",
     re.IGNORECASE,
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep all that needs the language model in one worker, so that it is loaded once and has the cores it wants."""
+    for item in items:
+        if "model" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("model"))
 
 
 @pytest.fixture
@@ -55,6 +63,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def clock() -> FakeClock:
     """Give a clock that stands still until the test moves it."""
     return FakeClock()
+
+
+@pytest.fixture
+def http() -> Iterator[HttpClient]:
+    """Give the client of logins and renewals."""
+    client = HttpClient(timeout_seconds=10)
+    yield client
+    client.close()
 
 
 @pytest.fixture
