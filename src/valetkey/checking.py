@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from valetkey.access import Access
-from valetkey.accounts import AccountState, state_of
+from valetkey.account_state import AccountState, state_of
 from valetkey.credential import Credential, CredentialRef, Health, Identity, expires_at_of, secrets_of
 from valetkey.errors import (
     CredentialExpired,

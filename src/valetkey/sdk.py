@@ -21,7 +21,7 @@ from valetkey.provider import DialectId, Provider
 from valetkey.waiting import wait_for
 
 if TYPE_CHECKING:
-    from valetkey.accounts import AccountState
+    from valetkey.account_state import AccountState
     from valetkey.dialect import Model
     from valetkey.httpx_auth import AccountAuth
     from valetkey.login import Logins
@@ -235,7 +235,7 @@ def accounts(
     With `limit`, a page of stored ones from behind `after`; the environment's are on the last page.
     Raises: UnknownProvider, StoreError.
     """
-    from valetkey.accounts import in_environment, in_store
+    from valetkey.account_state import in_environment, in_store
 
     opened = _broker(broker)
     chosen = None if provider is None else opened.catalogue.get(provider)

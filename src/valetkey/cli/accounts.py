@@ -13,7 +13,7 @@ from valetkey.credential import CredentialRef, Health
 from valetkey.errors import UsageError
 
 if TYPE_CHECKING:
-    from valetkey.accounts import AccountState
+    from valetkey.account_state import AccountState
 
 __all__ = ["list_accounts", "logout", "status"]
 

@@ -249,7 +249,7 @@ def _parameters(pairs: tuple[str, ...]) -> dict[str, str]:
 
 
 def _tell(state: State, account: Account, provider: Provider, wanted: Wanted, *, first: bool) -> None:
-    from valetkey.accounts import state_of
+    from valetkey.account_state import state_of
 
     now = state.clock.now()
     model = _first_model(state, provider, account)

@@ -13,7 +13,7 @@ from valetkey.credential import Health, Secret
 from valetkey.errors import InvalidBaseUrl, TransportError
 
 if TYPE_CHECKING:
-    from valetkey.accounts import AccountState
+    from valetkey.account_state import AccountState
     from valetkey.own_providers import Change
     from valetkey.provider import AuthMethod, Provider
 
