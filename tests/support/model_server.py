@@ -36,6 +36,8 @@ def main() -> None:
     params.model_alias = {MODEL}
     params.n_ctx = settings.get("n_ctx", 4096)
     params.ui = False
+    # A small model can go on for a minute; no test needs more than a few words.
+    params.n_predict = settings.get("n_predict", 64)
     params.port = settings.get("port", 0)
     params.api_keys = [settings["api_key"]] if settings.get("api_key") else []
     server = Server(params)
