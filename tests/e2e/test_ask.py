@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
@@ -22,7 +23,7 @@ from tests.support.servers import ApiMock, ModelServer
 from valetkey.chat import conversation
 from valetkey.clock import SystemClock
 from valetkey.config import Paths
-from valetkey.credential import ApiKey, CredentialRef, Secret
+from valetkey.credential import ApiKey, CredentialRef, ExchangedKey, OAuthToken, Secret
 from valetkey.store import Record
 from valetkey.stores import open_store
 
@@ -72,6 +73,49 @@ class Valetkey:
                     base_url=url,
                 )
             )
+
+    def declare_exchange(self, id: str, url: str) -> None:
+        """Write a declaration whose login buys keys at `url`."""
+        (self.home / "providers" / f"{id}.toml").write_text(
+            f"""
+            id = "{id}"
+            name = "{id}"
+            [api]
+            base_url = "{url}/v1"
+            dialect = "openai-chat"
+            hosts = ["{url.split("/")[2]}"]
+            allow_http = true
+            [[auth]]
+            id = "device"
+            kind = "device-exchange"
+            client_id = "client"
+            device_authorization_endpoint = "{url}/device"
+            token_endpoint = "{url}/token"
+            inject = [{{ set = {{ authorization = "Bearer {{key}}" }} }}]
+            [auth.exchange]
+            get = "{url}/buy"
+            headers = {{ authorization = "Bearer {{access_token}}" }}
+            expires_in = "/expires_in"
+            """
+        )
+
+    def log_in_exchange(self, id: str, url: str, key: str, *, minutes_left: int) -> None:
+        """Store a bought key and the token that buys the next one."""
+        now, host = datetime.now(UTC), url.split("/")[2]
+        issued = now - timedelta(minutes=10)
+        grant = OAuthToken(method="device", access_token=Secret("gho-grant"), issued_at=issued)
+        credential = ExchangedKey(
+            method="device",
+            key=Secret(key),
+            grant=grant,
+            issued_at=issued,
+            expires_at=now + timedelta(minutes=minutes_left),
+        )
+        with contextlib.closing(
+            open_store(Paths(home=self.home), clock=SystemClock(), key_source_kind="key-file")
+        ) as s:
+            ref = CredentialRef(provider=id)
+            s.save(Record(ref=ref, credential=credential, hosts=(host,), endpoints=(host,), base_url=f"{url}/v1"))
 
     def command(self, *words: str) -> list[str]:
         """Give the command line for these words."""
@@ -344,6 +388,36 @@ def on_terminal(valetkey: Valetkey, words: Sequence[str], typed: str) -> str:
     os.close(ours)
     assert process.wait(PATIENCE_SECONDS) == 0, shown
     return shown.decode()
+
+
+# --- renewal ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("minutes_left", [-5, 60])
+def test_a_key_that_is_over_or_refused_is_bought_anew(valetkey: Valetkey, minutes_left: int) -> None:
+    """Device-exchange: the login's token buys short-lived keys. One is past its end, one is refused before it."""
+    bought = "sk-" + "new1" * 10
+
+    def respond(request: Received) -> Answer:
+        good = request.headers.get("authorization") == f"Bearer {bought}"
+        if request.path == "/buy":
+            body = json.dumps({"token": bought, "expires_in": 3600}).encode()
+            return Answer(headers={"content-type": "application/json"}, body=body)
+        if not good:
+            return Answer(
+                status=401, headers={"content-type": "application/json"}, body=b'{"error": {"message": "no"}}'
+            )
+        return Answer(headers={"content-type": "text/event-stream"}, body=chat_stream("Hello."))
+
+    with LocalServer(respond) as server:
+        valetkey.declare_exchange("pilot", server.url)
+        valetkey.log_in_exchange("pilot", server.url, KEY, minutes_left=minutes_left)
+        done = valetkey("ask", "hi", "-m", "pilot/small", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["text"] == "Hello."
+        assert valetkey("ask", "hi", "-m", "pilot/small").stdout == "Hello.\n"
+    assert len(server.calls("/buy")) == 1
+    assert server.calls("/buy")[0].headers["authorization"] == "Bearer gho-grant"
 
 
 # --- models ----------------------------------------------------------------------------------

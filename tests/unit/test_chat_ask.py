@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from urllib.parse import quote
 
 import pytest
 
 from tests.support.local_server import Answer, Drop, LocalServer, Received, Reply
 from valetkey.access import Access
-from valetkey.chat.ask import ask, cleaned
+from valetkey.chat.ask import MAX_ANSWER_BYTES, ask, cleaned
 from valetkey.credential import ApiKey, CredentialRef, Secret
 from valetkey.dialect import Message, Part, Usage
 from valetkey.errors import (
@@ -221,7 +223,21 @@ def test_no_error_repeats_the_credential(http: HttpClient, status: int, shown: C
     assert "Incorrect API key: " in said
     assert KEY not in said
     assert KEY[-4:] not in said
-    assert "\x1b" not in said
+    assert "\x1b" not in caught.value.message
+
+
+@pytest.mark.parametrize("form", [str, lambda key: quote(key, safe=""), lambda key: b64encode(key.encode()).decode()])
+def test_a_secret_is_found_in_every_usual_form(form: Callable[[str], str]) -> None:
+    key = "a+b/c=" * 6
+    credential = ApiKey(method="api-key", key=Secret(key))
+    assert cleaned(f"you sent <{form(key)}>!", credential) == "you sent <…>!"
+
+
+def test_an_answer_without_an_end_is_not_kept_in_memory(http: HttpClient) -> None:
+    body = b'"' + b"x" * MAX_ANSWER_BYTES
+    answer = Answer(headers={"content-type": "application/json"}, body=body)
+    with LocalServer(lambda _: answer) as server, pytest.raises(UnclearAnswer, match="too long"):
+        text_of(ask(access_to(server), model="m", messages=SAID, http=http, renew=unwanted))
 
 
 def test_long_words_of_a_server_are_cut() -> None:

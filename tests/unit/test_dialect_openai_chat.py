@@ -59,6 +59,12 @@ def test_counts_come_in_a_chunk_without_choices() -> None:
     assert read({"choices": [], "usage": None}) == Part()
 
 
+@pytest.mark.parametrize("count", [True, -1, "5", 5.5, None])
+def test_a_count_that_is_none_counts_nothing(count: object) -> None:
+    chunk = {"choices": [], "usage": {"prompt_tokens": count, "completion_tokens": 5}}
+    assert read(chunk) == Part(usage=Usage(input_tokens=0, output_tokens=5))
+
+
 def test_done_is_no_json() -> None:
     assert DIALECT.read(event="message", data="[DONE]") == Part(done=True)
 
