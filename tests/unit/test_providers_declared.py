@@ -47,7 +47,7 @@ def test_git_at_github_gets_basic_and_the_api_bearer() -> None:
         ("vertex", {"project_id": "p-12345", "location": "global"}, "https://aiplatform.googleapis.com"),
         ("moonshot", {"region": "cn"}, "https://api.moonshot.cn/v1"),
         ("moonshot", {"region": "global"}, "https://api.moonshot.ai/v1"),
-        ("bedrock", {"region": "eu-central-1"}, "https://bedrock-runtime.eu-central-1.amazonaws.com/openai/v1"),
+        ("bedrock", {"region": "eu-central-1"}, "https://bedrock-mantle.eu-central-1.api.aws/v1"),
         ("azure-openai", {"resource_name": "res"}, "https://res.openai.azure.com"),
     ],
 )

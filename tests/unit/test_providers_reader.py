@@ -124,6 +124,14 @@ FAULTS = [
     ("authorization = ", '"a b" = ', "line 14", "auth[0].inject[0].set.a b", "header name"),
     ("set = { authorization", "sett = { authorization", "line 14", "auth[0].inject[0].sett", "write `set`"),
     ('set = { authorization = "Bearer {key}" }', 'basic = "{key}"', "line 14", "auth[0].inject[0].basic", "colon"),
+    ('name = "Acme"', 'name = "Acme"\nchecked = { on = 2026-11-22, at = "x" }', "line 3", "checked.at", "https://"),
+    (
+        "hosts =",
+        'rewrite = [{ path = "x", when_status = 403, status = 200 }]\nhosts =',
+        "line 7",
+        "api.rewrite[0].path",
+        "with /",
+    ),
     ("[[auth]]", "[auth]", "line 10", "auth", "a list, in brackets"),
 ]
 
@@ -175,6 +183,24 @@ MORE_FAULTS = [
 @pytest.mark.parametrize(("addition", "key"), MORE_FAULTS)
 def test_what_is_added_wrongly_is_named(addition: str, key: str) -> None:
     assert f": {key}" in fault(GOOD + addition).message
+
+
+def test_a_declaration_without_a_way_to_log_in_is_refused() -> None:
+    text = "auth = []\n" + GOOD.split("[[auth]]")[0]
+    assert "auth is empty" in fault(text).message
+
+
+OPTIONS = '\n[[auth.parameters]]\nkey = "region"\nlabel = "Region"\ndefault = "eu"\noptions = ["eu", "us"]\n'
+
+
+def test_options_may_stand_in_an_address_without_a_pattern() -> None:
+    text = GOOD.replace("api.acme.example", "{region}.acme.example") + OPTIONS
+    assert parse(text).api.base_url == "https://{region}.acme.example/v1"
+
+
+def test_when_knows_the_options() -> None:
+    when = 'when = [{ region = "uk", base_url = "https://api.acme.example/uk" }]\n'
+    assert "eu, us" in fault(GOOD + when + OPTIONS).hint
 
 
 @pytest.mark.parametrize("pattern", [".+", "[a-z./]+", "[^/]+", "[a-z]*", "\\\\w+\\\\s?"])
