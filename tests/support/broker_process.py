@@ -14,9 +14,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import signal
 import sys
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +52,8 @@ class Stopping:
         if self._stop_at == point:
             self._stop_at = ""
             say(stopped=point)
-            os.kill(os.getpid(), signal.SIGSTOP)
+            # To this thread: a signal to the process may be taken by another one, while this one goes on to save.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
     def begin_intent(self, ref: CredentialRef, intent: Intent) -> None:
         self._store.begin_intent(ref, intent)
