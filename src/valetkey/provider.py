@@ -56,7 +56,7 @@ class Call:
 
     For a probe, the pointers say where the answer tells who one is. For a model list, `items` says where
     the list is, `id` where in an item its id is, `keep` and `drop` are globs on ids, and `known` is the
-    list itself where the provider has no call for it.
+    list itself where the provider has no call for it; a name may be a {parameter} of the login.
     """
 
     get: str | None = None

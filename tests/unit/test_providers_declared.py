@@ -8,8 +8,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from valetkey.chat.models import known
 from valetkey.config import Paths
 from valetkey.credential import ApiKey, Secret
+from valetkey.dialect import Model
 from valetkey.inject import headers_for, host_matches, reach
 from valetkey.pointer import text_at
 from valetkey.provider import AuthMethod, Provider
@@ -84,3 +86,9 @@ def test_an_azure_resource_can_not_leave_its_host(name: str) -> None:
     resource = provider_of("azure-openai").auth[0].parameters[0]
     assert resource.pattern is not None
     assert not re.fullmatch(resource.pattern, name)
+
+
+def test_the_deployment_is_azure_s_model() -> None:
+    provider = provider_of("azure-openai")
+    assert known(provider) == []
+    assert known(provider, {"deployment_name": "mine"}) == [Model(id="mine")]

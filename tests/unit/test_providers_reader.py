@@ -124,6 +124,7 @@ FAULTS = [
     ("authorization = ", '"a b" = ', "line 14", "auth[0].inject[0].set.a b", "header name"),
     ("set = { authorization", "sett = { authorization", "line 14", "auth[0].inject[0].sett", "write `set`"),
     ('set = { authorization = "Bearer {key}" }', 'basic = "{key}"', "line 14", "auth[0].inject[0].basic", "colon"),
+    ("hosts =", 'models = { known = ["{x}"] }\nhosts =', "line 7", "api.models.known[0]", "{x}"),
     ('name = "Acme"', 'name = "Acme"\nchecked = { on = 2026-11-22, at = "x" }', "line 3", "checked.at", "https://"),
     (
         "hosts =",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -76,10 +76,17 @@ class ModelList:
 # --- lists -----------------------------------------------------------------------------------
 
 
-def known(provider: Provider) -> list[Model]:
-    """Give the models that the declaration itself names."""
+def known(provider: Provider, parameters: Mapping[str, str] | None = None) -> list[Model]:
+    """Give the models that the declaration itself names; one that a login's parameter names only with that login."""
     call = provider.api.models
-    return [] if call is None else [Model(id=name) for name in call.known]
+    filled = [] if call is None else [_filled(name, parameters or {}) for name in call.known]
+    return [Model(id=name) for name in filled if "{" not in name]
+
+
+def _filled(name: str, parameters: Mapping[str, str]) -> str:
+    for key, value in parameters.items():
+        name = name.replace(f"{{{key}}}", value)
+    return name
 
 
 def fetch(access: Access, *, http: HttpClient) -> list[Model]:
@@ -89,7 +96,7 @@ def fetch(access: Access, *, http: HttpClient) -> list[Model]:
     provider has no models.
     """
     provider = access.provider
-    first = known(provider)
+    first = known(provider, access.credential.parameters if access.credential is not None else None)
     call = provider.api.models
     if call is not None and call.get is None and first:
         return first

@@ -77,6 +77,8 @@ def _check_api(provider: Provider) -> None:
             raise Fault(("api", "rewrite", i, "path"), "does not begin with /", hint="write the path of the request")
     _check_headers(api.headers, (), ("api", "headers"))
     shared = set.intersection(*({p.key for p in m.parameters} for m in provider.auth))
+    for i, model in enumerate(api.models.known if api.models is not None else ()):
+        _check_template(model, shared, ("api", "models", "known", i))
     for i, shape in enumerate(api.shapes):
         for name in ("path", "whole_path"):
             path: str | None = getattr(shape, name)
