@@ -17,6 +17,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 3 needs login, 4 refused by policy
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import json
 import os
@@ -24,6 +25,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +36,7 @@ import click
 from valetkey.cli import COMMANDS, OTHER_NAMES
 from valetkey.cli.output import plain, table
 from valetkey.config import Config, Paths, load
-from valetkey.errors import UsageError, ValetkeyError
+from valetkey.errors import ConfigError, UsageError, ValetkeyError
 
 if TYPE_CHECKING:
     from valetkey.broker import Broker
@@ -60,6 +62,7 @@ class State:
     json: bool = False
     verbose: bool = False
     no_color: bool = False
+    _stop_log: Callable[[], None] = field(default=lambda: None, repr=False)
 
     # --- the terminal ------------------------------------------------------------------------
 
@@ -237,12 +240,23 @@ class State:
 
         return logins(self.broker)
 
+    def start_log(self) -> None:
+        """Log as the settings say, without secrets. Broken settings are told by whoever needs them."""
+        from valetkey.log import set_up
+
+        level, file = "warning", None
+        with suppress(ConfigError):
+            level, file = self.config.text("log.level") or level, self.config.text("log.file")
+        self._stop_log()
+        self._stop_log = set_up(level="debug" if self.verbose else level, file=file)
+
     def close(self) -> None:
         """Let go of what was opened."""
         opened = self.__dict__
         for name in ("broker", "http", "store"):
             if name in opened:
                 opened.pop(name).close()
+        self._stop_log()
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
@@ -279,7 +293,12 @@ _FLAGS = (
 
 
 def _with_flags(function: Callable[..., None]) -> Callable[..., Any]:
-    wrapped: Callable[..., Any] = click.pass_obj(function)
+    @functools.wraps(function)
+    def logged(state: State, *args: Any, **options: Any) -> None:
+        state.start_log()
+        function(state, *args, **options)
+
+    wrapped: Callable[..., Any] = click.pass_obj(logged)
     for flag in reversed(_FLAGS):
         wrapped = flag(wrapped)
     return wrapped
@@ -407,8 +426,12 @@ def _run(argv: list[str], state: State) -> int:
 
 
 def _fail(state: State, error: ValetkeyError) -> int:
-    state.emit({"error": error.as_dict()})
-    click.echo(f"valetkey: error: {plain(error.message)}", err=True)
+    from valetkey.log import redact
+
+    # Messages hold no secrets; a word that somebody typed in the wrong place may be one.
+    message = redact(error.message)
+    state.emit({"error": {**error.as_dict(), "message": message}})
+    click.echo(f"valetkey: error: {plain(message)}", err=True)
     if error.hint:
         click.echo(f"valetkey: hint: {plain(error.hint)}", err=True)
     return error.exit_status
