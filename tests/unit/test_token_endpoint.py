@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 
@@ -27,13 +26,6 @@ from valetkey.http import HttpClient, Response
 from valetkey.provider import AuthMethod, Token
 
 REFRESH_TOKEN = "rt-" + "r" * 40
-
-
-@pytest.fixture
-def http() -> Iterator[HttpClient]:
-    client = HttpClient(timeout_seconds=5)
-    yield client
-    client.close()
 
 
 def answer(status: int, body: object, **headers: str) -> Response:

@@ -127,10 +127,18 @@ class AuthorizationCodeFlow:
         form.check_known(answer, ["pasted", *RESPONSE_FIELDS], context)
         pasted = answer.get("pasted")
         found = dict(answer) if pasted is None else read_pasted(pasted, context)
-        may_lack_state = pasted is not None and found.keys() == {"code"}
-        if not may_lack_state and not ("error" in found and "state" not in found):
+        code, error = found.get("code", ""), found.get("error", "")
+        if not code and not error:
+            raise MissingParameter(
+                "there is no code in the answer",
+                hint="paste the address that the browser shows after you approved, or the code",
+                provider=context.id,
+            )
+        bare = pasted is not None and found.keys() == {"code"}
+        # An error without a state can only end this login, which whoever pastes may do anyway.
+        if not bare and not (error and not found.get("state")):
             self._check_state(pending, found)
-        if found.get("error"):
+        if error:
             raise self._declined(found)
         issuer = context.method.issuer
         # RFC 9207 section 2.4: another issuer's answer is a mix-up attack.
@@ -138,13 +146,6 @@ class AuthorizationCodeFlow:
             raise CompletionFailed(
                 f"the answer comes from another server than {context.id}'s",
                 hint=f"run `{context.login}` again",
-                provider=context.id,
-            )
-        code = found.get("code", "")
-        if not code:
-            raise MissingParameter(
-                "there is no code in the answer",
-                hint="paste the address that the browser shows after you approved, or the code",
                 provider=context.id,
             )
         if not (code.isascii() and code.isprintable()):
@@ -294,6 +295,7 @@ def read_pasted(text: str, context: Context) -> dict[str, str]:
 
 
 def _pairs(query: str, context: Context) -> dict[str, str]:
+    """Read a query string. Where `state` is missing it is empty, which no login's is."""
     found: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in RESPONSE_FIELDS:
@@ -304,4 +306,4 @@ def _pairs(query: str, context: Context) -> dict[str, str]:
                 f"the pasted address has {name} twice", hint="copy it again, alone", provider=context.id
             )
         found[name] = value
-    return found
+    return {"state": "", **found}

@@ -174,10 +174,9 @@ def _gcloud(context: Context, source: Source) -> Reading:
     auth = _load(context, "google.auth", "google")
     transport = _load(context, "google.auth.transport.requests", "google")
     scopes = list(source.scope) or ["https://www.googleapis.com/auth/cloud-platform"]
-    named = context.environ.get(source.variable or "GOOGLE_APPLICATION_CREDENTIALS")
     try:
-        found = auth.load_credentials_from_file(named, scopes=scopes) if named else auth.default(scopes=scopes)
-        credentials = found[0]
+        # It reads the process's own environment, as the other clouds' libraries do.
+        credentials, _ = auth.default(scopes=scopes)
         credentials.refresh(transport.Request())
         token = check_header_safe(credentials.token, "access token")
     except (auth.exceptions.GoogleAuthError, UnclearAnswer, ValueError, OSError) as error:
