@@ -137,6 +137,8 @@ def connect(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
         f"file:{quoted}?mode=rw", uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
     )
+    # A column that is no UTF-8 any more must not hide the others.
+    connection.text_factory = lambda text: text.decode("utf-8", "replace")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone leaves it in the drive's cache
     connection.execute("PRAGMA secure_delete = ON")
@@ -169,6 +171,8 @@ def translated(path: str) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _in_our_words(path, error) from error
+    except UnicodeDecodeError as error:
+        raise _damaged(path) from error  # the name of a column
     except UnicodeEncodeError as error:
         # A lone surrogate: bytes of argv that are no UTF-8.
         raise InvalidName("a text holds what is no character", hint="use text in UTF-8") from error
@@ -188,6 +192,10 @@ def _in_our_words(path: str, error: sqlite3.Error) -> ForeignStore | StoreUnwrit
         )
     if code == sqlite3.SQLITE_IOERR:
         return StoreUnwritable(f"reading or writing {path} failed", hint="check the disk and its free space")
+    return _damaged(path)
+
+
+def _damaged(path: str) -> ForeignStore:
     return ForeignStore(
         f"{path} is damaged or not a Valetkey database",
         hint="put a backup back with `valetkey store restore --force`; the damaged file is kept beside it",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from valetkey.credential import CredentialRef, Health, Identity, expires_at_of, issued_at_of
@@ -13,9 +13,22 @@ from valetkey.errors import InvalidName, RecordDamaged
 from valetkey.store import Account, Intent, Record, Retry
 from valetkey.stores.payload import kind_of, last_four_of, read_payload, time_from, time_to
 
-__all__ = ["Row", "account_from", "columns_of", "intent_from", "named", "pair", "record_from", "time_of"]
+__all__ = [
+    "Row",
+    "account_from",
+    "columns_of",
+    "document_time",
+    "intent_from",
+    "named",
+    "pair",
+    "record_from",
+    "time_of",
+    "time_or_never",
+]
 
 Row = dict[str, Any]
+
+_NEVER = datetime.fromtimestamp(0, UTC)
 
 
 def pair(ref: CredentialRef) -> tuple[str, str]:
@@ -75,28 +88,35 @@ def record_from(ref: CredentialRef, row: Row, plaintext: bytes) -> Record:
         )
 
 
-def account_from(row: Row) -> Account:
-    """Give an account from its public columns. Raises: RecordDamaged."""
+def account_from(row: Row) -> Account | None:
+    """Give an account from its public columns: of unknown health where they are damaged, None where its name is."""
     try:
         ref = CredentialRef(provider=row["provider"], account=row["account"])
-    except (InvalidName, TypeError) as error:
-        raise _damaged("a stored account has a name that is none") from error
-    with _naming(ref):
-        return Account(
-            ref=ref,
-            generation=row["generation"],
-            kind=row["kind"],
-            method=row["method"],
-            identity=_identity(row),
-            health=Health(row["health"]),
-            reason=row["reason"],
-            hint=row["hint"],
-            issued_at=time_from(row["issued_at"]),
-            expires_at=time_from(row["expires_at"]),
-            created_at=time_of(row["created_at"]),
-            updated_at=time_of(row["updated_at"]),
-            is_default=bool(row["is_default"]),
-        )
+    except (InvalidName, TypeError):
+        return None
+    try:
+        return _account(ref, row, Health(row["health"]), row["reason"], time_of(row["created_at"]))
+    except (ValueError, TypeError):
+        blank = row | {"issued_at": None, "expires_at": None, "updated_at": time_to(_NEVER)}
+        return _account(ref, blank, Health.UNKNOWN, "the record is damaged", _NEVER)
+
+
+def _account(ref: CredentialRef, row: Row, health: Health, reason: str, created_at: datetime) -> Account:
+    return Account(
+        ref=ref,
+        generation=row["generation"],
+        kind=row["kind"],
+        method=row["method"],
+        identity=_identity(row),
+        health=health,
+        reason=reason,
+        hint=row["hint"],
+        issued_at=time_from(row["issued_at"]),
+        expires_at=time_from(row["expires_at"]),
+        created_at=created_at,
+        updated_at=time_of(row["updated_at"]),
+        is_default=bool(row["is_default"]),
+    )
 
 
 def intent_from(ref: CredentialRef, row: Row) -> Intent:
@@ -120,6 +140,22 @@ def time_of(text: str) -> datetime:
     if time is None:
         raise ValueError("no time")
     return time
+
+
+def time_or_never(text: str) -> datetime:
+    """Read a time that must be there; 1970 where it is damaged."""
+    try:
+        return time_of(text)
+    except (ValueError, TypeError):
+        return _NEVER
+
+
+def document_time(kind: str, name: str, text: str) -> datetime:
+    """Read a document's time. Raises: RecordDamaged."""
+    try:
+        return time_of(text)
+    except (ValueError, TypeError) as error:
+        raise _damaged(f"the columns of {kind} {name} hold what no column may hold") from error
 
 
 def _identity(row: Row) -> Identity:

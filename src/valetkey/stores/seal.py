@@ -48,7 +48,8 @@ def seal(key: bytes, plaintext: bytes, associated: bytes) -> bytes:
 
 def unseal(key: bytes, sealed: bytes, associated: bytes) -> bytes:
     """Open it. Raises: RecordDamaged when one bit of it, or what it belongs to, is another than at sealing."""
-    if sealed[:1] == _VERSION and len(sealed) >= 1 + _NONCE_BYTES + _TAG_BYTES:
+    # A damaged database may give any type.
+    if isinstance(sealed, bytes) and sealed[:1] == _VERSION and len(sealed) >= 1 + _NONCE_BYTES + _TAG_BYTES:
         nonce, body = sealed[1 : 1 + _NONCE_BYTES], sealed[1 + _NONCE_BYTES :]
         try:
             plaintext: bytes = AESGCM(key).decrypt(nonce, body, _VERSION + associated)

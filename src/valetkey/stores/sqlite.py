@@ -26,6 +26,10 @@ _PUBLIC = (
     "a.provider, a.account, a.generation, a.kind, a.method, a.account_id, a.name, a.email, a.plan, a.health, a.reason,"
     " a.hint, a.issued_at, a.expires_at, a.created_at, a.updated_at, d.account IS NOT NULL AS is_default"
 )
+_STORED = (
+    "account_id, name, email, plan, health, reason, failures, not_before, generation, created_at, updated_at,"
+    " key_id, sealed"
+)
 _WITH_DEFAULT = "account a LEFT JOIN default_account d ON d.provider = a.provider AND d.account = a.account"
 _DOCUMENT_KIND = re.compile(r"[a-z][a-z0-9-]{0,63}\Z")
 _DOCUMENT_ID = re.compile(r"[^|\x00-\x1f\x7f\ud800-\udfff]{1,512}\Z")
@@ -159,7 +163,7 @@ class SqliteStore:
         )
         with self.database.reading() as connection:
             found = rows.named(connection.execute(sql, (*values, -1 if limit is None else limit)))
-        return [rows.account_from(row) for row in found]
+        return [account for row in found if (account := rows.account_from(row)) is not None]
 
     def default_account(self, provider: str) -> str | None:
         """Give the name of the provider's default account."""
@@ -199,7 +203,12 @@ class SqliteStore:
     def intent(self, ref: CredentialRef) -> Intent | None:
         """Give the intent that nobody has cleared."""
         with self.database.reading() as connection:
-            found = rows.named(connection.execute("SELECT * FROM intent WHERE provider = ? AND account = ?", pair(ref)))
+            found = rows.named(
+                connection.execute(
+                    "SELECT generation, started_at, refresh_token_hash FROM intent WHERE provider = ? AND account = ?",
+                    pair(ref),
+                )
+            )
         return rows.intent_from(ref, found[0]) if found else None
 
     def clear_intent(self, ref: CredentialRef, *, generation: int) -> None:
@@ -261,7 +270,7 @@ class SqliteStore:
             id=id,
             title=self._open_part("title", kind, id, key_id, title),
             body=self._open_part("body", kind, id, key_id, body),
-            updated_at=rows.time_of(updated_at),
+            updated_at=rows.document_time(kind, id, updated_at),
         )
 
     def documents(self, kind: str, *, limit: int = 50) -> Sequence[tuple[str, str, datetime]]:
@@ -273,7 +282,7 @@ class SqliteStore:
                 (kind, limit),
             ).fetchall()
         return [
-            (name, self._title_or_mark(kind, name, key_id, title), rows.time_of(updated_at))
+            (name, self._title_or_mark(kind, name, key_id, title), rows.time_or_never(updated_at))
             for name, updated_at, key_id, title in found
         ]
 
@@ -291,7 +300,7 @@ class SqliteStore:
     def _sealed_row(self, ref: CredentialRef) -> Row | None:
         with self.database.reading() as connection:
             found = rows.named(
-                connection.execute("SELECT * FROM account WHERE provider = ? AND account = ?", pair(ref))
+                connection.execute(f"SELECT {_STORED} FROM account WHERE provider = ? AND account = ?", pair(ref))  # noqa: S608 - our names
             )
         return found[0] if found else None
 
@@ -332,6 +341,6 @@ def _next_generation(connection: sqlite3.Connection, record: Record) -> tuple[in
             provider=ref.provider,
         )
     if row is not None:
-        return row[0] + 1, rows.time_of(row[1])
+        return row[0] + 1, rows.time_or_never(row[1])
     past = connection.execute("SELECT generation FROM past WHERE provider = ? AND account = ?", pair(ref)).fetchone()
     return (1 if past is None else past[0] + 1), None
