@@ -140,6 +140,10 @@ def test_a_home_that_is_a_file_holds_no_providers(tmp_path: Path) -> None:
 
 def test_a_client_id_of_one_s_own_takes_the_place_of_the_declared_one(paths: Paths) -> None:
     paths.config.write_text('[providers.github]\nclient_id = "Iv1.mine"\n')
+    other = catalogue(paths).get("xai").method("device")
+    assert other is not None
+    assert other.client_id
+    assert other.client_id != "Iv1.mine"
     device = catalogue(paths).get("github").method("device")
     token = catalogue(paths).get("github").method("token")
     assert device is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ from valetkey.errors import (
     UnknownProvider,
     UsageError,
 )
-from valetkey.http import HttpClient
+from valetkey.http import HttpClient, Response
 from valetkey.inject import headers_for, join
 from valetkey.provider import DialectId
 from valetkey.providers import catalogue
@@ -416,6 +416,43 @@ async def test_a_server_that_speaks_nothing_we_know_is_named(http: HttpClient, r
     with LocalServer(lambda _: reply) as server, pytest.raises(ProviderCheckFailed) as caught:
         await probe_dialects(server.url, key=None, http=http)
     assert caught.value.hint
+
+
+@pytest.mark.anyio
+async def test_a_route_must_differ_from_one_that_nobody_has(http: HttpClient) -> None:
+    def respond(request: Received) -> Reply:
+        if request.path == "/v1/messages":
+            return Answer(headers={"content-type": "text/html; charset=utf-8"}, body=b"<html>")
+        return Answer(status=400 if request.path == "/v1/responses" else 405 if "chat" in request.path else 404)
+
+    with LocalServer(respond) as server:
+        assert [a.dialect for a in await probe_dialects(server.url, key=None, http=http)] == ["openai-responses"]
+
+
+class PublicServer(HttpClient):
+    """Answers for a public host, as loopback cannot: 400 at one address, 404 elsewhere."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url = url
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Response:
+        return Response(status=400 if url == self._url else 404, headers={}, body=b"{}")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("base", ["https://lab.example", "https://lab.example/v1"])
+async def test_a_public_host_is_asked_with_and_without_a_version(base: str) -> None:
+    found = await probe_dialects("https://lab.example", key=None, http=PublicServer(f"{base}/chat/completions"))
+    assert found == [Answering(dialect="openai-chat", base_url=base)]
 
 
 @pytest.mark.anyio

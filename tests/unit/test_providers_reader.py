@@ -124,6 +124,13 @@ FAULTS = [
     ("authorization = ", '"a b" = ', "line 14", "auth[0].inject[0].set.a b", "header name"),
     ("set = { authorization", "sett = { authorization", "line 14", "auth[0].inject[0].sett", "write `set`"),
     ('set = { authorization = "Bearer {key}" }', 'basic = "{key}"', "line 14", "auth[0].inject[0].basic", "colon"),
+    (
+        "hosts =",
+        'shapes = [{ dialect = "gemini", set = { a = 1.5 } }]\nhosts =',
+        "line 7",
+        "api.shapes[0].set.a",
+        "or true",
+    ),
     ("hosts =", 'models = { known = ["{x}"] }\nhosts =', "line 7", "api.models.known[0]", "{x}"),
     ('name = "Acme"', 'name = "Acme"\nchecked = { on = 2026-11-22, at = "x" }', "line 3", "checked.at", "https://"),
     (
@@ -177,6 +184,9 @@ MORE_FAULTS = [
     ('source = { kind = "command" }\n', "auth[0].source.command"),
     ('source = { kind = "command", command = ["x", "{y}"] }\n', "auth[0].source.command"),
     ('sandbox = { environment = { A = "{key}" } }\n', "auth[0].sandbox.environment.A"),
+    ("exports = 3\n", "auth[0].exports is the number 3"),
+    ("sandbox = [1]\n", "auth[0].sandbox is a list"),
+    ("optional = 1979-05-27T07:32:00Z\n", "auth[0].optional is a date or time"),
     ('exports = { A = "{nope}" }\n', "auth[0].exports.A"),
 ]
 
@@ -232,11 +242,13 @@ def test_rubbish_is_refused_with_a_hint(text: str) -> None:
     assert fault(text).hint
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"#" * (MAX_FILE_BYTES + 1)])
-def test_a_file_that_is_no_declaration_is_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"\xff\xfe", "UTF-8"), (GOOD.encode() + b"#" * MAX_FILE_BYTES, "longer than")]
+)
+def test_a_file_that_is_no_declaration_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "acme.toml"
     path.write_bytes(content)
-    with pytest.raises(InvalidProvider, match=r"acme\.toml"):
+    with pytest.raises(InvalidProvider, match=rf"acme\.toml.*{said}"):
         read_file(path, origin="user")
 
 
