@@ -58,7 +58,7 @@ tests:
 # --- what it shows ----------------------------------------------------------------------------
 
 demo: $(VENV)/.installed
-	$(BIN)/python scripts/demo.py
+	$(BIN)/valetkey demo
 
 bench: install $(VENV)-bench/.installed
 	$(BIN)/python bench/run.py

@@ -206,7 +206,7 @@ def bench_ask() -> None:
             (
                 [
                     *("providers", "add", "bench", "--dialect", "openai-chat", "--base-url", model.base_url),
-                    *("--model", model.model, "--allow-http", "--yes"),
+                    *("--model", model.model, "--allow-http"),
                 ],
                 None,
             ),

@@ -58,7 +58,7 @@ def _play(state: State, home: Path, model: Model) -> None:
         state,
         home,
         *("providers", "add", "demo", "--dialect", "openai-chat", "--base-url", base_url, "--model", model.name),
-        *("--allow-http", "--yes"),
+        "--allow-http",
     )
     _show(state, home, "login", "demo", "--key", "-", stdin=model.key)
     _show(state, home, "list")
