@@ -380,12 +380,16 @@ def valetkey() -> None:
 def run(argv: Sequence[str], *, environ: Mapping[str, str] | None = None) -> int:
     """Run one command and give its exit status. Nothing comes out as a traceback."""
     state = State(environ=os.environ if environ is None else environ)
+    status = 0
     try:
         status = _run(list(argv), state)
         _flush()
     except BrokenPipeError:
         _drop_output()
         return _PIPE_CLOSED
+    except OSError as error:  # a full disk under stdout, found by the last flush
+        _drop_output()
+        return status or _fail(state, _from_system(error))
     except KeyboardInterrupt:
         return 130
     return status
@@ -412,13 +416,7 @@ def _run(argv: list[str], state: State) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        name = f": {error.filename}" if isinstance(error.filename, str) else ""
-        return _fail(
-            state,
-            ValetkeyError(
-                f"{(error.strerror or type(error).__name__).lower()}{name}", hint="check the path and its permissions"
-            ),
-        )
+        return _fail(state, _from_system(error))
     except Exception as error:
         return _unexpected(state, error)
     finally:
@@ -435,6 +433,12 @@ def _fail(state: State, error: ValetkeyError) -> int:
     if error.hint:
         click.echo(f"valetkey: hint: {plain(error.hint)}", err=True)
     return error.exit_status
+
+
+def _from_system(error: OSError) -> ValetkeyError:
+    name = f": {error.filename}" if isinstance(error.filename, str) else ""
+    what = (error.strerror or type(error).__name__).lower()
+    return ValetkeyError(f"{what}{name}", hint="check the path, its permissions and the free space")
 
 
 def _usage(error: click.ClickException) -> UsageError:
