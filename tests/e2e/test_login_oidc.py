@@ -231,9 +231,13 @@ async def test_a_device_login_expires_at_the_server(http: HttpClient, clock: Fak
         at = Setting(oidc, http, clock)
         pending = await at.logins.begin("oidc", method="device")
         with pytest.raises(LoginExpired, match="the code for oidc has expired"):
-            # For as long as the server's own second lasts.
-            while isinstance(await at.logins.poll(pending), PendingAuthorization):
-                pass
+            await until_the_server_says_no(at.logins, pending)
+
+
+async def until_the_server_says_no(logins: Logins, pending: PendingAuthorization) -> None:
+    """Ask for as long as the server's own second lasts."""
+    while isinstance(await logins.poll(pending), PendingAuthorization):
+        pass
 
 
 async def test_an_unknown_client_cannot_begin(at: Setting) -> None:
