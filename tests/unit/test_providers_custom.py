@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.local_server import Answer, Drop, LocalServer, Received, Reply
@@ -58,6 +58,7 @@ def test_a_name_that_makes_no_id_is_refused(name: str) -> None:
     assert len(str(caught.value)) < 100
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_whatever_the_name_the_id_is_one_or_none(name: str) -> None:
     try:
@@ -164,6 +165,7 @@ def test_a_bad_address_is_refused_with_a_hint(url: str) -> None:
     assert len(caught.value.message) < 300
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["https://api.acme.example", "http://10.0.0.5:8000", "http://localhost", "https://[::1]:1"]),
     st.lists(st.sampled_from(["", "v1", "v1beta", "api", "models", "messages", "chat", "completions", "responses"])),
@@ -176,6 +178,7 @@ def test_an_address_in_its_form_stays_as_it_is(root: str, segments: list[str], d
     assert normalise(once + "/", dialect) == normalise(once, dialect)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_any_text_is_an_address_or_refused(text: str) -> None:
     try:

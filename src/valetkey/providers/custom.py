@@ -154,17 +154,18 @@ def declare(
         raise UsageError("no dialect is given", hint="add --dialect openai-chat, or --like vllm")
     url = normalise(base_url, spoken)
     check_base_url(url, with_key=key_needed, allow_http=allow_http)
-    # An http server without a key has no place to put one in: nobody can log in to it by mistake.
-    keyless = not key_needed and url.startswith("http://")
+    # An http server without a key gets no place to put one in.
+    plain = url.startswith("http://")
     declared = Provider(
         id=provider_id,
         name=" ".join(name.split()),
         default_model=model,
-        api=_api(url, spoken, model, model_of, allow_http=allow_http and url.startswith("http://")),
-        auth=(_method(provider_id, spoken, model_of, key_header, key_needed=key_needed, keyless=keyless),),
+        api=_api(url, spoken, model, model_of, allow_http=allow_http and plain),
+        auth=(
+            _method(provider_id, spoken, model_of, key_header, key_needed=key_needed, keyless=plain and not key_needed),
+        ),
     )
-    folder = catalogue.paths.providers
-    path = folder / f"{provider_id}.toml"
+    path = catalogue.paths.providers / f"{provider_id}.toml"
     text = dumps(declared)
     result = read(text, path=path, origin="user")
     _write(path, text)

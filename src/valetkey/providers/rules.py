@@ -6,22 +6,18 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import assert_never
 
-from valetkey.address import check_url, without_braces
-from valetkey.errors import InvalidBaseUrl
-from valetkey.inject import host_matches
-from valetkey.provider import Api, AuthMethod, Call, Parameter, Provider
+from valetkey.address import without_braces
+from valetkey.provider import AuthMethod, Call, Parameter, Provider
 from valetkey.providers.fault import Fault, Key
+from valetkey.providers.reach import check_endpoint, check_reach, check_template, checked_host
 
 __all__ = ["ID", "check"]
 
 ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
-_BRACES = re.compile(r"\{([^{}]*)\}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*^_`|~.-]+[?+]?")
 _OFF_LIMITS = re.compile(r"(\*|[A-Z]+) (?P<host>[A-Za-z0-9.*{}_-]*)/\S*")
 _POINTER = re.compile(r"(/([^~/]|~[01])*)*")
-# A parameter that becomes part of an address must not admit what ends a host or a path segment, or begins a login.
-_BREAKOUTS = ("a/b", "a@b", "a:b", "a?b", "a#b", "a\\b", "a%2fb", "a b", "a\nb", "a\n", "/a", "..", "")
 
 
 def check(provider: Provider, *, stem: str) -> None:
@@ -78,12 +74,12 @@ def _check_api(provider: Provider) -> None:
     _check_headers(api.headers, (), ("api", "headers"))
     shared = set.intersection(*({p.key for p in m.parameters} for m in provider.auth))
     for i, model in enumerate(api.models.known if api.models is not None else ()):
-        _check_template(model, shared, ("api", "models", "known", i))
+        check_template(model, shared, ("api", "models", "known", i))
     for i, shape in enumerate(api.shapes):
         for name in ("path", "whole_path"):
             path: str | None = getattr(shape, name)
             if path is not None:
-                _check_template(path, {*shared, "model"}, ("api", "shapes", i, name))
+                check_template(path, {*shared, "model"}, ("api", "shapes", i, name))
 
 
 def _check_call(call: Call, key: Key, *, known_counts: bool = False) -> None:
@@ -102,134 +98,6 @@ def _check_call(call: Call, key: Key, *, known_counts: bool = False) -> None:
             _check_pointer(pointer, (*key, name))
 
 
-# --- where the credential may go -------------------------------------------------------------
-
-
-def _check_reach(provider: Provider, method: AuthMethod, key: Key) -> None:
-    """Look at each base URL and host list that this login may end up with."""
-    api = provider.api
-    base_key: Key = ("api", "base_url") if method.base_url is None else (*key, "base_url")
-    hosts_key: Key = (*key, "hosts") if method.hosts else ("api", "hosts")
-    base_url, hosts = method.base_url or api.base_url, method.hosts or api.hosts
-    for i, rule in enumerate(method.when):
-        for name, value in rule.values.items():
-            _check_when_value(method, name, value, (*key, "when", i, name))
-        place: Key = (*key, "when", i)
-        _check_pair(
-            provider,
-            method,
-            rule.base_url or base_url,
-            hosts if rule.hosts is None else rule.hosts,
-            place,
-            place,
-            rule.values,
-        )
-    _check_pair(provider, method, base_url, hosts, base_key, hosts_key, {})
-
-
-def _check_when_value(method: AuthMethod, name: str, value: str, key: Key) -> None:
-    parameter = next((p for p in method.parameters if p.key == name), None)
-    if parameter is None:
-        raise Fault(key, "is no parameter of this login", hint=f"declare `{name}` in [[auth.parameters]] or correct it")
-    if parameter.options and value not in parameter.options:
-        raise Fault(key, f'"{value}" is none of its options', hint=f"write one of {', '.join(parameter.options)}")
-
-
-def _check_pair(
-    provider: Provider,
-    method: AuthMethod,
-    base_url: str,
-    hosts: tuple[str, ...],
-    base_key: Key,
-    hosts_key: Key,
-    fixed: Mapping[str, str],
-) -> None:
-    names = {p.key for p in method.parameters}
-    _check_template(base_url, names, base_key)
-    for host in hosts:
-        _check_template(host, names, hosts_key)
-    for parameter in method.parameters:
-        if any(f"{{{parameter.key}}}" in text for text in (base_url, *hosts)):
-            _check_address_parameter(parameter, base_key)
-    examples = {p.key: fixed.get(p.key) or p.default or next(iter(p.options), "x") for p in method.parameters}
-    filled = without_braces(base_url, examples)
-    host = _checked_url(filled, base_key)
-    patterns = tuple(_checked_host(without_braces(h, examples), hosts_key) for h in hosts)
-    netloc = _netloc(filled)
-    if not host_matches(netloc, patterns):
-        raise Fault(
-            hosts_key, f"does not hold {host}, where base_url goes", hint=f'write `hosts = ["{_netloc(base_url)}"]`'
-        )
-    if filled.startswith("http://") and method.inject and not provider.api.allow_http:
-        raise Fault(
-            base_key,
-            "would send a credential over plain http",
-            hint="write `allow_http = true` under [api] if you accept it",
-        )
-    for call in _calls(provider.api, method):
-        for target in (call.get, call.post):
-            if target is not None and "://" in target:
-                _check_call_host(target, names, examples, patterns, hosts_key)
-
-
-def _check_call_host(
-    target: str, names: set[str], examples: dict[str, str], patterns: tuple[str, ...], key: Key
-) -> None:
-    _check_template(target, names, key)
-    filled = without_braces(target, examples)
-    host = _checked_url(filled, key, query=True)
-    if not host_matches(_netloc(filled), patterns):
-        raise Fault(key, f"does not hold {host}, where a call of the declaration goes", hint=f'add "{host}" to hosts')
-
-
-def _calls(api: Api, method: AuthMethod) -> Iterable[Call]:
-    profile = method.claims.profile if method.claims is not None else None
-    return (call for call in (api.probe, api.models, method.probe, profile) if call is not None)
-
-
-def _netloc(url: str) -> str:
-    return url.split("://", 1)[-1].split("/", 1)[0].split("?", 1)[0].lower()
-
-
-def _checked_url(url: str, key: Key, *, query: bool = False) -> str:
-    try:
-        return check_url(url, query=query)
-    except InvalidBaseUrl as error:
-        raise Fault(key, f"is refused: {error.message}", hint=error.hint) from None
-
-
-def _checked_host(pattern: str, key: Key) -> str:
-    """Give the pattern in lower case. A wildcard stands only in front, over at least two labels."""
-    name = pattern.lower()
-    bare = name.removeprefix("*.")
-    if "*" in bare or (bare != name and "." not in bare.strip(".")):
-        raise Fault(
-            key,
-            f'holds "{pattern[:60]}", a wildcard over too much',
-            hint='write each host, or one `"*."` in front of a name with a dot: "*.example.com"',
-        )
-    if "/" in bare or "@" in bare:
-        raise Fault(key, f'holds "{pattern[:60]}"', hint="write hosts without scheme and path: api.example.com")
-    _checked_url(f"https://{bare}", key)
-    return name
-
-
-def _check_address_parameter(parameter: Parameter, key: Key) -> None:
-    if parameter.options:
-        return
-    if parameter.pattern is None:
-        raise Fault(
-            key, f"holds {{{parameter.key}}}, which has no pattern", hint='give the parameter `pattern = "[a-z0-9-]+"`'
-        )
-    admitted = [text for text in _BREAKOUTS if re.fullmatch(parameter.pattern, text)]
-    if admitted:
-        raise Fault(
-            key,
-            f"holds {{{parameter.key}}}, whose pattern admits {admitted[0]!r}",
-            hint='narrow the pattern, such as `"[a-z0-9-]+"`: it decides where the credential goes',
-        )
-
-
 # --- one way to log in -----------------------------------------------------------------------
 
 
@@ -237,7 +105,7 @@ def _check_method(provider: Provider, method: AuthMethod, key: Key) -> None:
     for part in ("parameters", "secrets"):
         for i, parameter in enumerate(getattr(method, part)):
             _check_parameter(parameter, (*key, part, i))
-    _check_reach(provider, method, key)
+    check_reach(provider, method, key)
     _check_kind(method, key)
     _check_standing(method, key)
     parameters = {p.key for p in method.parameters}
@@ -249,10 +117,10 @@ def _check_method(provider: Provider, method: AuthMethod, key: Key) -> None:
     if method.probe is not None:
         _check_call(method.probe, (*key, "probe"))
     for word in method.source.command if method.source is not None else ():
-        _check_template(word, parameters, (*key, "source", "command"))
+        check_template(word, parameters, (*key, "source", "command"))
     for name, template in method.device.poll_parameters.items():
         asked = {*parameters, "device_code", "user_code", "client_id"}
-        _check_template(template, asked, (*key, "device", "poll_parameters", name))
+        check_template(template, asked, (*key, "device", "poll_parameters", name))
     for at, pointer in _pointers(method):
         _check_pointer(pointer, (*key, *at))
 
@@ -336,18 +204,18 @@ def _check_injection(method: AuthMethod, names: set[str], key: Key) -> None:
         place = (*key, "inject", i)
         _check_headers(rule.set, names, (*place, "set"))
         if rule.basic is not None:
-            _check_template(rule.basic, names, (*place, "basic"))
+            check_template(rule.basic, names, (*place, "basic"))
             if ":" not in rule.basic:
                 raise Fault((*place, "basic"), "has no colon", hint='write `"user:{key}"`')
         for host in rule.hosts:
-            _check_template(host, {p.key for p in method.parameters}, (*place, "hosts"))
-            _checked_host(
+            check_template(host, {p.key for p in method.parameters}, (*place, "hosts"))
+            checked_host(
                 without_braces(host, {p.key: p.default or "x.x" for p in method.parameters}), (*place, "hosts")
             )
     for name, template in method.exports.items():
-        _check_template(template, {*names, "base_url"}, (*key, "exports", name))
+        check_template(template, {*names, "base_url"}, (*key, "exports", name))
     for name, template in (method.sandbox.environment if method.sandbox else {}).items():
-        _check_template(
+        check_template(
             template, {*names, "placeholder"} - _secret_names(method), (*key, "sandbox", "environment", name)
         )
 
@@ -356,7 +224,7 @@ def _check_headers(headers: Mapping[str, str], names: Iterable[str], key: Key) -
     for name, template in headers.items():
         if not _HEADER_NAME.fullmatch(name):
             raise Fault((*key, name), "is no header name", hint="write a name such as x-api-key")
-        _check_template(template, set(names), (*key, name))
+        check_template(template, set(names), (*key, name))
 
 
 def _check_endpoints(method: AuthMethod, parameters: set[str], key: Key) -> None:
@@ -376,8 +244,8 @@ def _check_endpoints(method: AuthMethod, parameters: set[str], key: Key) -> None
     )
     for at, address in addresses:
         if address is not None:
-            _check_template(address, parameters, (*key, *at))
-            _check_endpoint(address, method.parameters, (*key, *at))
+            check_template(address, parameters, (*key, *at))
+            check_endpoint(address, method.parameters, (*key, *at))
     if method.keys_url is not None:
         _check_page(method.keys_url, (*key, "keys_url"))
     loopback = method.redirect.loopback if method.redirect else None
@@ -393,14 +261,6 @@ def _check_endpoints(method: AuthMethod, parameters: set[str], key: Key) -> None
         _check_headers(exchange.headers, {*parameters, "access_token"}, (*key, "exchange", "headers"))
     if create is not None:
         _check_headers(create.headers, {*parameters, "access_token"}, (*key, "create_key", "headers"))
-
-
-def _check_endpoint(address: str, parameters: tuple[Parameter, ...], key: Key) -> None:
-    for parameter in parameters:
-        if f"{{{parameter.key}}}" in address:
-            _check_address_parameter(parameter, key)
-    # As for a base URL: tokens, codes and verifiers go there.
-    _checked_url(without_braces(address, {p.key: p.default or "x" for p in parameters}), key, query=True)
 
 
 def _check_page(address: str, key: Key) -> None:
@@ -436,12 +296,3 @@ def _check_pointer(pointer: str, key: Key) -> None:
             f'is "{pointer[:60]}", which is no JSON pointer (RFC 6901)',
             hint=f'begin with a slash, such as "/{pointer.lstrip("/.$")[:40]}"; in a name write ~1 for a slash',
         )
-
-
-def _check_template(template: str, names: set[str], key: Key) -> None:
-    rest = _BRACES.sub("", template)
-    unknown = [name for name in _BRACES.findall(template) if name not in names]
-    if unknown or "{" in rest or "}" in rest:
-        known = ", ".join(f"{{{name}}}" for name in sorted(names)) or "none"
-        what = f"names {{{unknown[0][:40]}}}, which is not known here" if unknown else "has a brace without its partner"
-        raise Fault(key, what, hint=f"write one of the names known here: {known}")
