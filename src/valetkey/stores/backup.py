@@ -136,7 +136,7 @@ def _identity_of(database: Path) -> tuple[str | None, str | None]:
             source = connection.execute("SELECT source FROM data_key ORDER BY serial DESC LIMIT 1").fetchone()
             (store_id,) = connection.execute("SELECT id FROM store").fetchone()
             return (None if source is None else source[0]), store_id
-    except (sqlite3.DatabaseError, ForeignStore, StoreTooNew):
+    except (sqlite3.DatabaseError, UnicodeDecodeError, TypeError, ForeignStore, StoreTooNew):
         return None, None
 
 

@@ -55,7 +55,7 @@ class Command:
         if not self._argv:
             raise StoreLocked(
                 "the store's key comes from a command, and none is set",
-                hint="set `key_command` in config.toml to the command that prints the key",
+                hint="set `store.key_command` in config.toml to the command that prints the key",
             )
         name = self._argv[0]
         try:

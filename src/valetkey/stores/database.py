@@ -13,7 +13,7 @@ from valetkey.stores import modes
 from valetkey.stores.locks import ThreadLock, held
 from valetkey.stores.migrations import APPLICATION_ID, SCHEMA, migrate
 
-__all__ = ["CHANGING", "Database", "Step", "check_version", "connect", "no_step", "translated"]
+__all__ = ["CHANGING", "Database", "Step", "check_version", "connect", "damaged", "no_step", "translated"]
 
 # The lock that creation, migration, rekey, a change of source and restore hold.
 CHANGING = "the store itself"
@@ -172,7 +172,7 @@ def translated(path: str) -> Iterator[None]:
     except sqlite3.Error as error:
         raise _in_our_words(path, error) from error
     except UnicodeDecodeError as error:
-        raise _damaged(path) from error  # the name of a column
+        raise damaged(path) from error  # the name of a column
     except UnicodeEncodeError as error:
         # A lone surrogate: bytes of argv that are no UTF-8.
         raise InvalidName("a text holds what is no character", hint="use text in UTF-8") from error
@@ -192,10 +192,11 @@ def _in_our_words(path: str, error: sqlite3.Error) -> ForeignStore | StoreUnwrit
         )
     if code == sqlite3.SQLITE_IOERR:
         return StoreUnwritable(f"reading or writing {path} failed", hint="check the disk and its free space")
-    return _damaged(path)
+    return damaged(path)
 
 
-def _damaged(path: str) -> ForeignStore:
+def damaged(path: str) -> ForeignStore:
+    """Give the error for a file that SQLite or we cannot make sense of."""
     return ForeignStore(
         f"{path} is damaged or not a Valetkey database",
         hint="put a backup back with `valetkey store restore --force`; the damaged file is kept beside it",

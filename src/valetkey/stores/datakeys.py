@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable
 
 from valetkey.errors import RecordDamaged, WrongKey
-from valetkey.stores.database import CHANGING, Database
+from valetkey.stores.database import CHANGING, Database, damaged
 from valetkey.stores.keysource import KeySource
 from valetkey.stores.locks import ThreadLock, held
 from valetkey.stores.seal import new_key
@@ -78,8 +78,10 @@ class DataKeys:
     def store_id(self) -> str:
         """Name the store: its entry in a keychain is called so."""
         with self._database.reading() as connection:
-            (store_id,) = connection.execute("SELECT id FROM store").fetchone()
-        return str(store_id)
+            row = connection.execute("SELECT id FROM store").fetchone()
+        if row is None:
+            raise damaged(str(self._database.paths.database))
+        return str(row[0])
 
     def forget(self) -> None:
         """Drop what is open."""
