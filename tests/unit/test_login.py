@@ -204,6 +204,19 @@ async def test_an_ambient_secret_is_never_stored(
 
 
 @pytest.mark.anyio
+async def test_a_server_of_ones_own_is_where_the_user_said(
+    authorization_server: AuthorizationServer, logins: Logins, catalogue: Catalogue, store: MemoryStore
+) -> None:
+    declare(catalogue, authorization_server, method("custom", "https://elsewhere.example"))
+    authorization_server.answers("/v1/models", json={"data": []})
+    base_url = f"{authorization_server.url}/v1"
+    await logins.complete(await logins.begin("test"), {"name": "Lab", "base_url": base_url})
+    record = store.load(REF)
+    assert record is not None
+    assert (record.base_url, record.hosts) == (base_url, (urlsplit(base_url).netloc,))
+
+
+@pytest.mark.anyio
 async def test_a_device_login_is_polled_to_the_stored_account(
     authorization_server: AuthorizationServer, logins: Logins, store: MemoryStore, clock: FakeClock
 ) -> None:
