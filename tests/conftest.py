@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,15 @@ def _own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     user = tmp_path / "user"
     user.mkdir(mode=0o700)
     monkeypatch.setenv("HOME", str(user))
+
+
+@pytest.fixture(autouse=True)
+def _own_keychain() -> Iterator[None]:
+    """Let keyring look around anew in each test: it keeps what it once found for the whole process."""
+    yield
+    if "keyring.core" in sys.modules:
+        vars(sys.modules["keyring.core"])["_keyring_backend"] = None
+        vars(sys.modules["keyring.backend"].get_all_keyring).pop("saved_result", None)
 
 
 @pytest.fixture
