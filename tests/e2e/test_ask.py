@@ -6,15 +6,17 @@ import contextlib
 import json
 import os
 import pty
+import select
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import pytest
 
@@ -307,7 +309,7 @@ def test_an_answer_cannot_drive_the_terminal(valetkey: Valetkey) -> None:
         valetkey.declare("acme", f"{server.url}/v1", "openai-chat")
         valetkey.log_in("acme", f"{server.url}/v1", KEY)
         assert valetkey("ask", "hi", "-m", "acme/small").stdout == "a\x1b[2Jb\n"
-        assert "\x1b[2J" not in on_terminal(valetkey, ["ask", "hi", "-m", "acme/small"], "")
+        assert "\x1b[2J" not in on_terminal(valetkey, ["ask", "hi", "-m", "acme/small"])
 
 
 # --- who is asked ----------------------------------------------------------------------------
@@ -361,15 +363,33 @@ def test_without_a_default_model_there_is_a_hint(valetkey: Valetkey, acme: Local
 
 
 def test_on_a_terminal_a_model_is_chosen_by_its_number(valetkey: Valetkey, acme: LocalServer) -> None:
-    shown = on_terminal(valetkey, ["ask", "hi"], "2\n")
-    assert "acme/small" in shown
+    shown = on_terminal(valetkey, ["ask", "hi"], Typed("a/b:c", "2", raw=True), Typed(">  2", "\r", raw=True))
     assert "Hello." in shown
     assert acme.requests[-1].json["model"] == "a/b:c"
     assert valetkey("ask", "again").stdout == "Hello.\n"
 
 
-def on_terminal(valetkey: Valetkey, words: Sequence[str], typed: str) -> str:
-    """Run it on a terminal of its own and give all that was shown."""
+def test_on_a_terminal_a_missing_login_is_made_good(valetkey: Valetkey) -> None:
+    with says("Hello.") as server:
+        valetkey.declare("acme", f"{server.url}/v1", "openai-chat")
+        words = ["ask", "hi", "-m", "acme/small"]
+        shown = on_terminal(valetkey, words, Typed("log in to acme now?", "y\r"), Typed("API key: ", f"{KEY}\r"))
+        assert "Hello." in shown
+        assert KEY not in shown
+        assert valetkey("ask", "again", "-m", "acme/small").stdout == "Hello.\n"
+    assert server.requests[-1].headers["authorization"] == f"Bearer {KEY}"
+
+
+class Typed(NamedTuple):
+    """What is typed once `after` is shown; `raw` waits until single keys are read, as in a menu."""
+
+    after: str
+    text: str
+    raw: bool = False
+
+
+def on_terminal(valetkey: Valetkey, words: Sequence[str], *typed: Typed) -> str:
+    """Run it on a terminal of its own, type, and give all that was shown."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         valetkey.command(*words),
@@ -380,14 +400,20 @@ def on_terminal(valetkey: Valetkey, words: Sequence[str], typed: str) -> str:
         start_new_session=True,
     )
     os.close(theirs)
-    os.write(ours, typed.encode())
-    shown = b""
+    shown, waiting = "", list(typed)
+    deadline = threading.Timer(PATIENCE_SECONDS, process.kill)
+    deadline.start()
     with contextlib.suppress(OSError):  # Linux tells the end of a terminal as EIO
-        while piece := os.read(ours, 4096):
-            shown += piece
+        while True:
+            if select.select([ours], [], [], 0.02)[0]:
+                shown += os.read(ours, 4096).decode(errors="replace")
+            line_mode = bool(termios.tcgetattr(ours)[3] & termios.ICANON)
+            if waiting and waiting[0].after in shown and line_mode != waiting[0].raw:
+                os.write(ours, waiting.pop(0).text.encode())
+    deadline.cancel()
     os.close(ours)
     assert process.wait(PATIENCE_SECONDS) == 0, shown
-    return shown.decode()
+    return shown
 
 
 # --- renewal ---------------------------------------------------------------------------------

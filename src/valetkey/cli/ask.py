@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Iterator
@@ -21,8 +22,6 @@ from valetkey.errors import NotLoggedIn, UsageError
 
 # A context beyond this is a mistake (`cat disk.img | …`), and no model takes it.
 MAX_STDIN_BYTES = 4 * 1024 * 1024
-# As many as fit a screen.
-_OFFERED = 40
 # What a program that a closed pipe killed ends with: 128 + SIGPIPE. click alone would make it 1.
 _PIPE_CLOSED = 141
 _HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
@@ -130,16 +129,14 @@ def _offered(state: State) -> Chosen:
     hint = "name one: -m PROVIDER/MODEL, or set it for good: `valetkey models use PROVIDER/MODEL`"
     if not state.interactive:
         raise UsageError("there is no default model", hint=hint)
-    lists, _ = lists_of(state, names)
-    models = [f"{kept.name}/{m.id}" for kept in lists for m in kept.models]
-    for number, name in enumerate(models[:_OFFERED], 1):
-        click.echo(f"{number:3}  {plain(name)}", err=True)
-    if len(models) > _OFFERED:
-        state.note(f"and {len(models) - _OFFERED} more: `valetkey models` lists them")
-    answer = state.ask("model (its number, or PROVIDER/MODEL)", instead=hint).strip()
-    if answer.isdecimal() and 1 <= int(answer) <= len(models):
-        answer = models[int(answer) - 1]
-    chosen = choose(answer, provider_of=state.catalogue.get, lists=lambda: lists)
+    from valetkey.cli.menu import Entry
+    from valetkey.cli.menu import choose as choose_from
+
+    lists, problems = lists_of(state, names)
+    models = {str(c): c for kept in lists for c in (Chosen(name=kept.name, model=m.id) for m in kept.models)}
+    if not models:
+        raise problems[0][1] if problems else UsageError("no login lists a model", hint=hint)
+    chosen = models[choose_from("Model", [Entry(id=name, label=name) for name in models])]
     set_default_model(state.store, chosen)
     state.note(f"{chosen} is the default model now; `valetkey models use` changes it")
     return chosen
@@ -164,7 +161,9 @@ def _log_in(state: State, missing: NotLoggedIn, name: str = "") -> None:
     provider, _, account = name.partition("@")
     words = ["login", *([provider] if provider else []), *(["--account", account] if account else [])]
     root = click.get_current_context().find_root().command
-    root.main(args=words, prog_name="valetkey", standalone_mode=False, obj=state)
+    # Standard output is for the answer.
+    with contextlib.redirect_stdout(sys.stderr):
+        root.main(args=words, prog_name="valetkey", standalone_mode=False, obj=state)
 
 
 # --- the answer ------------------------------------------------------------------------------
