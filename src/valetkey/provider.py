@@ -43,7 +43,7 @@ DialectId = Literal["openai-chat", "openai-responses", "anthropic-messages", "ge
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """When the facts were looked up, where, and whether the flow ever ran against the real server."""
+    """When the facts were compiled, the page to hold them against, and whether it ever ran against the real server."""
 
     on: datetime.date
     at: str
