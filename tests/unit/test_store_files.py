@@ -329,6 +329,15 @@ def test_a_store_that_was_removed_under_an_open_one_is_made_anew(home: Path) -> 
     store.close()
 
 
+def test_a_store_that_a_newer_version_took_over_is_not_written_any_more(home: Path) -> None:
+    store = opened(home)
+    fill(store, 1)
+    _newer(home / "valetkey.db")
+    with pytest.raises(StoreTooNew):
+        fill(store, 1)
+    store.close()
+
+
 def test_a_closed_store_opens_again_when_it_is_used(home: Path) -> None:
     store = opened(home)
     fill(store, 1)

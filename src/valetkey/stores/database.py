@@ -52,6 +52,8 @@ class Database:
             connection = self._connected()
             connection.execute("BEGIN IMMEDIATE")
             try:
+                # A newer Valetkey may have changed the tables since they were opened here.
+                check_version(connection, self._path)
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:

@@ -8,6 +8,10 @@ import stat
 
 from valetkey.errors import ForeignStore, StoreUnwritable, WrongMode
 
+TYPE_CHECKING = False  # as in typing, which costs milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = ["check_file", "check_folder", "create_file", "create_folder", "sync_folder"]
 
 
@@ -62,7 +66,7 @@ def sync_folder(path: str) -> None:
         os.close(descriptor)
 
 
-def _check(path: str, is_kind: object, kind: str, mode: str) -> bool:
+def _check(path: str, is_kind: "Callable[[int], bool]", kind: str, mode: str) -> bool:
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -73,7 +77,7 @@ def _check(path: str, is_kind: object, kind: str, mode: str) -> bool:
         raise WrongMode(
             f"{path} is a symbolic link", hint="name the real folder in VALETKEY_HOME, or put the real file there"
         )
-    if not is_kind(status.st_mode):  # type: ignore[operator]
+    if not is_kind(status.st_mode):
         raise ForeignStore(f"{path} is not a {kind}", hint=f"move it away: {_command('mv', path, path + '.aside')}")
     if status.st_uid != os.geteuid():
         raise WrongMode(
