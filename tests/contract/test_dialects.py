@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+from pathlib import Path
 from typing import get_args
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from valetkey.config import Paths
 from valetkey.dialect import Dialect, Message, Part
-from valetkey.dialects import dialect_for
+from valetkey.dialects import dialect_for, question_for
 from valetkey.errors import ProviderError, UnclearAnswer
-from valetkey.provider import DialectId
+from valetkey.inject import host_matches, join, reach
+from valetkey.provider import DialectId, Provider
+from valetkey.providers import catalogue
 
 IDS = [name for name in get_args(DialectId) if name != "none"]
 MESSAGES = (
@@ -148,3 +153,23 @@ def test_whatever_a_server_sends_is_read_or_unclear(id: str, answer: object, eve
     ):
         with contextlib.suppress(UnclearAnswer):
             read()
+
+
+def built_in() -> list[Provider]:
+    providers = catalogue(Paths(home=Path("/nonexistent"))).all()
+    return [p for p in providers if p.api.dialect != "none" or p.api.dialects]
+
+
+@pytest.mark.parametrize("provider", built_in(), ids=lambda p: p.id)
+@pytest.mark.parametrize("stream", [True, False])
+def test_every_provider_can_be_asked_where_its_credential_may_go(provider: Provider, stream: bool) -> None:
+    matched = [rule.match.replace("*", "x") for rule in provider.api.dialects]
+    for method in provider.auth:
+        values = {p.key: p.default or (p.options[0] if p.options else "some-value") for p in method.parameters}
+        base_url, hosts = reach(provider, method, values)
+        for model in [provider.default_model or "vendor/model:tag", *matched]:
+            _, question = question_for(provider, model=model, messages=MESSAGES, parameters=values, stream=stream)
+            url = join(base_url, question.path)
+            assert "{" not in url
+            assert "/v1/v1" not in url
+            assert host_matches(urlsplit(url).netloc, hosts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from valetkey.chat.models import (
     fetch,
     fetched,
     fetched_lists,
+    fixed,
     keep,
     set_default_model,
 )
@@ -122,6 +124,29 @@ def test_a_provider_without_a_list_declares_its_models(http: HttpClient) -> None
     with answering({}) as server:
         assert ids(fetch(access_to(server, api), http=http)) == ["sonar", "sonar-pro"]
     assert server.requests == []
+
+
+def test_a_declared_name_and_path_may_hold_the_logins_parameters(http: HttpClient) -> None:
+    api = Api(base_url="", dialect="openai-chat", models=Call(get="/list?v={version}", known=("{deployment}",)))
+    with answering({"data": [{"id": "a"}]}) as server:
+        access = access_to(server, api)
+        parameters = {"deployment": "mine", "version": "7"}
+        access = replace(access, credential=ApiKey(method="api-key", key=Secret(KEY), parameters=parameters))
+        assert ids(fetch(access, http=http)) == ["mine", "a"]
+        assert server.requests[0].query == {"v": "7"}
+
+
+@pytest.mark.parametrize(
+    ("call", "names"),
+    [
+        (None, []),
+        (Call(get="/models", known=("a",)), []),
+        (Call(known=("{deployment}",)), []),
+        (Call(known=("a", "b")), ["a", "b"]),
+    ],
+)
+def test_a_list_is_fixed_when_no_server_and_no_login_adds_to_it(call: Call | None, names: list[str]) -> None:
+    assert ids(fixed(Provider(id="acme", name="Acme", api=Api(base_url="", models=call), auth=()))) == names
 
 
 def test_declared_models_stand_before_listed_ones_once(http: HttpClient) -> None:

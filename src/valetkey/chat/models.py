@@ -24,6 +24,7 @@ from valetkey.errors import (
     UsageError,
 )
 from valetkey.http import HttpClient, Response
+from valetkey.inject import fill
 from valetkey.provider import Provider
 from valetkey.store import Document, Store
 
@@ -36,6 +37,7 @@ __all__ = [
     "fetch",
     "fetched",
     "fetched_lists",
+    "fixed",
     "keep",
     "known",
     "set_default_model",
@@ -76,17 +78,18 @@ class ModelList:
 # --- lists -----------------------------------------------------------------------------------
 
 
-def known(provider: Provider, parameters: Mapping[str, str] | None = None) -> list[Model]:
-    """Give the models that the declaration itself names; one that a login's parameter names only with that login."""
+def known(provider: Provider, parameters: Mapping[str, str]) -> list[Model]:
+    """Give the models that the declaration itself names; such a name may hold the login's {parameters}."""
     call = provider.api.models
-    filled = [] if call is None else [_filled(name, parameters or {}) for name in call.known]
-    return [Model(id=name) for name in filled if "{" not in name]
+    return [] if call is None else [Model(id=fill(name, parameters)) for name in call.known]
 
 
-def _filled(name: str, parameters: Mapping[str, str]) -> str:
-    for key, value in parameters.items():
-        name = name.replace(f"{{{key}}}", value)
-    return name
+def fixed(provider: Provider) -> list[Model]:
+    """Give the declared models where they are the whole list and the same for every login; else none."""
+    call = provider.api.models
+    if call is None or call.get is not None or any("{" in name for name in call.known):
+        return []
+    return known(provider, {})
 
 
 def fetch(access: Access, *, http: HttpClient) -> list[Model]:
@@ -95,13 +98,13 @@ def fetch(access: Access, *, http: HttpClient) -> list[Model]:
     Raises: NeedsLogin (401), KeyForbidden (403), ProviderFault, UnclearAnswer, TransportError, ProviderError when the
     provider has no models.
     """
-    provider = access.provider
-    first = known(provider, access.credential.parameters if access.credential is not None else None)
+    provider, parameters = access.provider, {} if access.credential is None else access.credential.parameters
+    first = known(provider, parameters)
     call = provider.api.models
     if call is not None and call.get is None and first:
         return first
     headers = dict(call.headers) if call is not None else {}
-    path = call.get if call is not None else None
+    path = fill(call.get, parameters) if call is not None and call.get is not None else None
     if path is None or provider.api.dialect != "none":
         dialect = dialect_of(provider, "")
         path, headers = path or dialect.models(), {**dialect.headers, **headers}

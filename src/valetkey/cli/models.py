@@ -13,7 +13,7 @@ from valetkey.chat.models import (
     default_model,
     fetched,
     fetched_lists,
-    known,
+    fixed,
     set_default_model,
 )
 from valetkey.cli.frame import State, command
@@ -123,8 +123,7 @@ def _list_of(state: State, name: str, *, refresh: bool) -> ModelList:
     kept = None if refresh else fetched(state.store, name)
     if kept is not None:
         return kept
-    call = provider.api.models
-    if call is not None and call.get is None and (named := known(provider)):
+    if named := fixed(provider):
         # The declaration is the list: there is nobody to ask, and no login is needed to read it.
         return ModelList(name=name, models=tuple(named))
     from valetkey import sdk
