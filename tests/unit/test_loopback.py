@@ -9,6 +9,7 @@ import pytest
 
 from valetkey.errors import LoginTimeout, PortsBusy
 from valetkey.flows import listen
+from valetkey.flows.loopback import listen as listen_for
 from valetkey.provider import Loopback
 
 STATE = "st-" + "s" * 40
@@ -110,12 +111,28 @@ async def test_before_it_knows_its_state_everybody_is_a_stranger() -> None:
 
 @pytest.mark.anyio
 async def test_only_the_first_answer_counts() -> None:
+    """A connection that is open already may still speak; the port itself takes no more."""
     async with listen(Loopback()) as listener:
         listener.expect(STATE)
         host = f"localhost:{listener.port}"
+        reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
         assert status(await ask(listener.port, get(f"/callback?code=first&state={STATE}", host))) == 200
-        assert status(await ask(listener.port, get(f"/callback?code=second&state={STATE}", host))) == 400
+        writer.write(get(f"/callback?code=second&state={STATE}", host).encode())
+        assert status(await reader.read()) == 400
+        writer.close()
+        await writer.wait_closed()
+        with pytest.raises(ConnectionRefusedError):
+            await ask(listener.port, "")
         assert (await listener.wait())["code"] == "first"
+
+
+@pytest.mark.anyio
+async def test_the_port_is_closed_in_time() -> None:
+    async with listen_for(Loopback(), limit_seconds=0) as listener:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        with pytest.raises(ConnectionRefusedError):
+            await ask(listener.port, "")
 
 
 @pytest.mark.anyio

@@ -40,8 +40,9 @@ _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Val
 class Listener:
     """An open port. `redirect_uri` is what the authorization URL must name."""
 
-    def __init__(self, loopback: Loopback, port: int) -> None:
+    def __init__(self, loopback: Loopback, port: int, *, close_port: Callable[[], None]) -> None:
         self.port = port
+        self._close_port = close_port
         self.redirect_uri = f"http://{loopback.host}:{port}{loopback.path}"
         self._path = loopback.path
         self._hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", loopback.host)}
@@ -106,6 +107,7 @@ class Listener:
         if found is None or self._answered.done():
             return _page(400)
         self._answered.set_result(found)
+        self._close_port()
         return _page(403 if "error" in found else 200, found.get("error_description") or found.get("error") or "")
 
     def _read(self, head: bytes) -> dict[str, str] | None:
@@ -133,18 +135,21 @@ class Listener:
 
 
 @asynccontextmanager
-async def listen(loopback: Loopback) -> AsyncIterator[Listener]:
-    """Open the first free port of the declared ones, or any; it is closed when the block is left.
+async def listen(loopback: Loopback, *, limit_seconds: float = LIMIT_SECONDS) -> AsyncIterator[Listener]:
+    """Open the first free port of the declared ones, or any.
 
+    It is closed after the answer, after `limit_seconds`, or when the block is left, whichever comes first.
     Raises: PortsBusy, so that the caller lets the user paste.
     """
     listener: list[Listener] = []
     server = await _bind(loopback, lambda reader, writer: listener[0].connected(reader, writer))
-    listener.append(Listener(loopback, server.sockets[0].getsockname()[1]))
+    listener.append(Listener(loopback, server.sockets[0].getsockname()[1], close_port=server.close))
+    limit = asyncio.get_running_loop().call_later(limit_seconds, server.close)
     try:
         await server.start_serving()
         yield listener[0]
     finally:
+        limit.cancel()
         server.close()
         await listener[0].close()
 
