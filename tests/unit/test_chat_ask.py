@@ -108,6 +108,7 @@ def test_an_answer_comes_in_parts_with_its_counts(http: HttpClient) -> None:
         ),
         WHOLE.replace(b"data: ", b"data:"),
         sse(delta("Hé"), delta("llo"), STOP),
+        b"\xef\xbb\xbf" + WHOLE,
     ],
 )
 def test_every_form_of_event_stream_is_read(http: HttpClient, body: bytes) -> None:
@@ -115,8 +116,16 @@ def test_every_form_of_event_stream_is_read(http: HttpClient, body: bytes) -> No
         assert text_of(ask(access_to(server), model="m", messages=SAID, http=http, renew=unwanted)) == "Héllo"
 
 
+def test_an_event_stream_is_utf8_whatever_its_header_says(http: HttpClient) -> None:
+    body = WHOLE.replace(rb"\u00e9", "é".encode())
+    answer = Answer(headers={"content-type": "text/event-stream; charset=iso-8859-1"}, body=body)
+    with LocalServer(lambda _: answer) as server:
+        assert text_of(ask(access_to(server), model="m", messages=SAID, http=http, renew=unwanted)) == "Héllo"
+
+
 def test_an_answer_split_at_every_byte_is_read(http: HttpClient) -> None:
-    pieces = b"".join(b"1\r\n" + bytes([byte]) + b"\r\n" for byte in WHOLE) + b"0\r\n\r\n"
+    body = WHOLE.replace(rb"\u00e9", "é".encode())
+    pieces = b"".join(b"1\r\n" + bytes([byte]) + b"\r\n" for byte in body) + b"0\r\n\r\n"
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     with LocalServer(lambda _: Drop(after=head + pieces)) as server:
         assert text_of(ask(access_to(server), model="m", messages=SAID, http=http, renew=unwanted)) == "Héllo"

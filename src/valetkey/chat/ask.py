@@ -134,6 +134,8 @@ def _parts(sent: _Sent, answer: httpx2.Response) -> Iterator[Part]:
 
 
 def _streamed(sent: _Sent, answer: httpx2.Response) -> Iterator[Part]:
+    # Always UTF-8, whatever the header says, and a leading BOM does not count (HTML standard, section 9.2.6).
+    answer.encoding = "utf-8-sig"
     try:
         for event in httpx2.EventSource(answer, max_event_size=MAX_ANSWER_BYTES):
             if event.data:
