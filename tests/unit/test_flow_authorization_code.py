@@ -21,10 +21,11 @@ from valetkey.errors import (
     MissingParameter,
     RefreshNotSupported,
     ValetkeyError,
+    ValidationFailed,
 )
 from valetkey.flow import AuthFlow, OpenBrowser, PendingAuthorization
 from valetkey.http import HttpClient
-from valetkey.provider import AuthMethod, CreateKey, Loopback, Redirect, Token
+from valetkey.provider import AuthMethod, CreateKey, Inject, Loopback, Redirect, Token
 
 CODE = "code-" + "c" * 30
 TOKENS = {"access_token": "at-" + "a" * 40, "refresh_token": "rt-" + "r" * 40, "expires_in": 3600}
@@ -374,6 +375,18 @@ async def test_a_server_without_clients_and_state_gives_a_key(
 
 
 # --- who it is -----------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_a_login_that_does_not_say_whose_it_is_cannot_fill_the_header(
+    authorization_server: AuthorizationServer, begin: Begin, declared: AuthMethod
+) -> None:
+    inject = (Inject(set={"authorization": "Bearer {access_token}", "x-account": "{account_id}"}),)
+    authorization_server.answers("/token", json=TOKENS)
+    subject = begin(replace(declared, inject=inject))
+    token = await subject.complete(await subject.initiate(), {"pasted": CODE})
+    with pytest.raises(ValidationFailed, match="account_id"):
+        await subject.validate(token)
 
 
 @pytest.mark.anyio

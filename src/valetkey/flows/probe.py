@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from valetkey.credential import ApiKey, Credential, ExchangedKey, Identity, OAuthToken, Secret
 from valetkey.errors import (
+    InvalidProvider,
     KeyForbidden,
     KeyRejected,
     ProviderFault,
@@ -95,9 +96,17 @@ async def _send(context: Context, credential: Credential, call: Call, identity: 
     given = {**context.provider.api.headers, **call.headers}
     if call.body is not None:
         given.setdefault("content-type", "application/json")
-    headers = headers_for(
-        credential, method=context.method, url=url, hosts=hosts, headers=given, account_id=identity.account_id
-    )
+    try:
+        headers = headers_for(
+            credential, method=context.method, url=url, hosts=hosts, headers=given, account_id=identity.account_id
+        )
+    except InvalidProvider as error:
+        # Mostly an account id that the tokens should have told and did not.
+        raise ValidationFailed(
+            f"{context.provider.name} cannot be asked with this login: {error.message}",
+            hint=f"run `{context.login}` again; if it stays so, the provider has changed",
+            provider=context.id,
+        ) from error
     body = None if call.body is None else call.body.encode()
     try:
         return await context.http.request(verb, url, headers=headers, body=body, timeout_seconds=PROBE_SECONDS)
