@@ -10,7 +10,7 @@ import click
 
 from valetkey.cli.output import plain, width_of
 
-__all__ = ["Entry", "choose", "moved"]
+__all__ = ["Entry", "choose", "moved", "split"]
 
 _UP = frozenset({"\x1b[A", "\x1bOA", "\x10"})
 _DOWN = frozenset({"\x1b[B", "\x1bOB", "\x0e"})
@@ -43,18 +43,26 @@ def choose(title: str, entries: Sequence[Entry]) -> str:
     try:
         while True:
             drawn = _draw(title, entries, place, drawn)
-            key = click.getchar()
-            if key in _ENTER:
+            keys = split(click.getchar())
+            if (entered := next((i for i, key in enumerate(keys) if key in _ENTER), None)) is not None:
+                keys = keys[:entered]
+            for key in keys:
+                if key in _CANCEL:
+                    raise click.Abort
+                place = moved(entries, place, key)
+            if entered is not None:
                 break
-            if key in _CANCEL:
-                raise click.Abort
-            place = moved(entries, place, key)
     except (KeyboardInterrupt, EOFError):
         raise click.Abort from None
     chosen = entries[place.at]
     _erase(drawn)
     click.echo(f"{plain(title)}: {plain(chosen.label)}", err=True)
     return chosen.id
+
+
+def split(read: str) -> list[str]:
+    """Give the keys in what one read brought: a fast typist's or a paste's characters, or one key's sequence."""
+    return [read] if read.startswith("\x1b") or read in _UP | _DOWN else list(read)
 
 
 def moved(entries: Sequence[Entry], place: _Place, key: str) -> _Place:
