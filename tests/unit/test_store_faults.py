@@ -193,6 +193,7 @@ def test_rekey_leaves_a_damaged_record_as_it_is_and_names_it(filled: Path) -> No
     with store.database.reading() as connection:
         before = connection.execute("SELECT * FROM account WHERE account = 'a000001'").fetchone()
     assert rekey(store) == ["acme@a000001", "note 2"]
+    store.close()
     assert rekey(store) == ["acme@a000001", "note 2"]
     with store.database.reading() as connection:
         assert connection.execute("SELECT * FROM account WHERE account = 'a000001'").fetchone() == before
@@ -245,6 +246,43 @@ def _write_on(home: Path, number: int) -> None:
         assert record is not None
         store.save(record)
     store.close()
+
+
+class _Meanwhile(KeyFile):
+    """A key file whose first opening takes so long that something else happens."""
+
+    def __init__(self, home: Path, what: Callable[[], object]) -> None:
+        super().__init__(str(home / "store.key"))
+        self._what: Callable[[], object] | None = what
+
+    def unwrap(self, wrapped: bytes, key_id: str) -> bytes:
+        what, self._what = self._what, None
+        if what is not None:
+            what()
+        return super().unwrap(wrapped, key_id)
+
+
+@pytest.mark.parametrize("what", ["rekey", "source"])
+def test_a_key_that_changes_between_two_readings_is_read_again(filled: Path, what: str) -> None:
+    other = _any(filled)
+
+    def happens() -> None:
+        if what == "rekey":
+            rekey(other)
+        else:
+            change_source(other, _passphrase())
+
+    late = _Meanwhile(filled, happens)
+
+    def make(kind: str | None, store_id: str) -> KeySource:
+        return _passphrase() if kind == "passphrase" else late
+
+    database = Database(Paths(home=filled))
+    store = SqliteStore(database, DataKeys(database, make), FakeClock())
+    assert [title for _, title, _ in store.documents("note")] == ["t"] * RECORDS
+    assert whole(store, RECORDS)
+    store.close()
+    other.close()
 
 
 @pytest.mark.parametrize("way", ["to-passphrase", "to-key-file", "to-another-passphrase"])
@@ -374,8 +412,12 @@ def test_a_forked_child_may_use_the_store_of_its_parent(home: Path) -> None:
     fill(store, RECORDS)
     held = store.try_lock("parent's")
     assert held is not None
+    with store.database.reading() as parents:
+        pass
 
     def use() -> None:
+        with store.database.reading() as childs:
+            assert childs is not parents
         assert whole(store, RECORDS)
         store.save(Record(ref=ref(77), credential=ApiKey(method="m", key=secret(77))))
         assert store.try_lock("parent's") is None
@@ -385,6 +427,20 @@ def test_a_forked_child_may_use_the_store_of_its_parent(home: Path) -> None:
     assert store.load(ref(77)) is not None
     assert whole(store, RECORDS)
     held.release()
+    store.close()
+
+
+def test_a_released_lock_is_free_though_a_child_was_forked_meanwhile(home: Path) -> None:
+    store = opened(home)
+    lock = store.try_lock("acme")
+    assert lock is not None
+    child = start_child(signal.pause)
+    lock.release()
+    again = store.try_lock("acme")
+    os.kill(child, signal.SIGKILL)
+    wait_for(child)
+    assert again is not None
+    again.release()
     store.close()
 
 

@@ -125,6 +125,7 @@ def _foreign(path: Path) -> None:
     path.unlink()
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE moz_cookies (x)")
+    connection.execute("PRAGMA user_version = 2")
     connection.close()
     path.chmod(0o600)
 

@@ -70,6 +70,7 @@ def _expect_blank(error: BaseException) -> None:
         "UPDATE account SET generation = generation + 1",
         "UPDATE account SET generation = 1",
         "UPDATE account SET generation = 'two'",
+        "UPDATE account SET generation = '2|3'",
         "UPDATE account SET key_id = 'another'",
         "UPDATE account SET key_id = 'a|b'",
         "UPDATE account SET key_id = 7",

@@ -6,7 +6,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 
-from valetkey.errors import RecordDamaged, WrongKey
+from valetkey.errors import RecordDamaged, StoreLocked, WrongKey
 from valetkey.stores.database import CHANGING, Database, damaged
 from valetkey.stores.keysource import KeySource
 from valetkey.stores.locks import ThreadLock, held
@@ -57,6 +57,14 @@ class DataKeys:
                 self._keys[key_id] = self._unwrap(key_id)
             return self._keys[key_id]
 
+    def there(self, key_id: str) -> bool:
+        """Say whether the store has a data key of this id; it is open then. Raises: StoreLocked, WrongKey."""
+        try:
+            self.key(key_id)
+        except RecordDamaged:
+            return False
+        return True
+
     def source_kind(self) -> str | None:
         """Name the kind of source that the store has; None before the first login."""
         with self._database.reading() as connection:
@@ -104,7 +112,7 @@ class DataKeys:
         source, wrapped = self._wrapped(key_id)
         try:
             return self.source(source).unwrap(wrapped, key_id)
-        except WrongKey:
+        except (WrongKey, StoreLocked):
             again = self._wrapped(key_id)
             if again == (source, wrapped):
                 raise

@@ -61,10 +61,11 @@ class Passphrase:
 
     def unwrap(self, wrapped: bytes, key_id: str) -> bytes:
         """Open one."""
-        passphrase, salt = self._passphrase(), wrapped[1 : 1 + _SALT_BYTES]
+        passphrase = self._passphrase()
         try:
+            salt = wrapped[1 : 1 + _SALT_BYTES]
             data_key = unwrap(derive(passphrase, salt, wrapped[0]), wrapped[1 + _SALT_BYTES :], key_id)
-        except (WrongKey, IndexError):
+        except (WrongKey, IndexError, TypeError):
             self._known = None
             raise WrongKey("this passphrase does not open the store", hint="try again") from None
         self._known = passphrase

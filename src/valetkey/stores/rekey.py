@@ -107,7 +107,7 @@ def _reseal_accounts(store: SqliteStore, key_id: str, step: Step) -> list[str]:
                 try:
                     bound = associated_data("account", provider, account, generation, old)
                     opened = unseal(keys[old], sealed, bound)
-                except (RecordDamaged, LookupError, ValueError):
+                except (RecordDamaged, LookupError):
                     damaged.append(f"{provider}@{account}")
                     continue
                 bound = associated_data("account", provider, account, generation, key_id)
@@ -140,7 +140,7 @@ def _reseal_documents(store: SqliteStore, key_id: str, step: Step) -> list[str]:
                         )
                         for part, sealed in (("title", title), ("body", body))
                     ]
-                except (RecordDamaged, LookupError, ValueError):
+                except (RecordDamaged, LookupError):
                     damaged.append(f"{kind} {name}")
                     continue
                 connection.execute(

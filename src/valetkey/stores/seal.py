@@ -32,10 +32,13 @@ def new_key() -> bytes:
 
 
 def associated_data(table: str, provider: str, account: str, generation: int, key_id: str) -> bytes:
-    """Give what a record is bound to: `table|provider|account|generation|key id`. No part may hold a `|`."""
-    parts = (table, provider, account, str(generation), key_id)
+    """Give what a record is bound to: `table|provider|account|generation|key id`.
+
+    Raises: RecordDamaged when a part holds a `|`: no name may, so somebody wrote in the database.
+    """
+    parts = [str(part) for part in (table, provider, account, generation, key_id)]
     if any("|" in part for part in parts):
-        raise ValueError("a name holds the separator of the associated data")
+        raise _damaged()
     return "|".join(parts).encode()
 
 
@@ -58,10 +61,7 @@ def unseal(key: bytes, sealed: bytes, associated: bytes) -> bytes:
                 raise
         else:
             return plaintext
-    raise RecordDamaged(
-        "a stored record fails its integrity check",
-        hint="log in again to replace it, or put a backup back with `valetkey store restore --force`",
-    )
+    raise _damaged()
 
 
 def wrap(key_encryption_key: bytes, data_key: bytes, key_id: str) -> bytes:
@@ -82,3 +82,10 @@ def unwrap(key_encryption_key: bytes, wrapped: bytes, key_id: str) -> bytes:
 
 def _wrapping(key_id: str) -> bytes:
     return f"data-key|{key_id}".encode()
+
+
+def _damaged() -> RecordDamaged:
+    return RecordDamaged(
+        "a stored record fails its integrity check",
+        hint="log in again to replace it, or put a backup back with `valetkey store restore --force`",
+    )

@@ -59,18 +59,13 @@ class SqliteStore:
 
     def load(self, ref: CredentialRef) -> Record | None:
         """Give the newest generation, opened. Raises: RecordDamaged."""
-        row = self._sealed_row(ref)
-        if row is None:
+        sql = f"SELECT {_STORED} FROM account WHERE provider = ? AND account = ?"  # noqa: S608 - our names
+        found = self._sealed_rows(sql, pair(ref))
+        if not found:
             return None
-        try:
-            key = self.keys.key(row["key_id"])
-        except RecordDamaged:
-            again = self._sealed_row(ref)  # `rekey` may have ended between the two readings
-            if again is None or again["key_id"] == row["key_id"]:
-                raise
-            row, key = again, self.keys.key(again["key_id"])
+        row = found[0]
         associated = associated_data("account", ref.provider, ref.account, row["generation"], row["key_id"])
-        return rows.record_from(ref, row, unseal(key, row["sealed"], associated))
+        return rows.record_from(ref, row, unseal(self.keys.key(row["key_id"]), row["sealed"], associated))
 
     def save(self, record: Record) -> Record:
         """Write it as the next generation, durable on return; clears intent and retry in the same step.
@@ -258,33 +253,27 @@ class SqliteStore:
     def document(self, kind: str, id: str) -> Document | None:
         """Open one. Raises: InvalidName, RecordDamaged."""
         check_document_name(kind, id)
-        with self.database.reading() as connection:
-            row = connection.execute(
-                "SELECT updated_at, key_id, title, body FROM document WHERE kind = ? AND id = ?", (kind, id)
-            ).fetchone()
-        if row is None:
+        found = self._sealed_rows(
+            "SELECT updated_at, key_id, title, body FROM document WHERE kind = ? AND id = ?", (kind, id)
+        )
+        if not found:
             return None
-        updated_at, key_id, title, body = row
+        (row,) = found
         return Document(
             kind=kind,
             id=id,
-            title=self._open_part("title", kind, id, key_id, title),
-            body=self._open_part("body", kind, id, key_id, body),
-            updated_at=rows.document_time(kind, id, updated_at),
+            title=self._open_part("title", kind, id, row),
+            body=self._open_part("body", kind, id, row),
+            updated_at=rows.document_time(kind, id, row["updated_at"]),
         )
 
     def documents(self, kind: str, *, limit: int = 50) -> Sequence[tuple[str, str, datetime]]:
         """Give (id, title, updated_at), newest first. A title that cannot be opened reads `(damaged)`."""
-        with self.database.reading() as connection:
-            found = connection.execute(
-                "SELECT id, updated_at, key_id, title FROM document WHERE kind = ?"
-                " ORDER BY updated_at DESC, id LIMIT ?",
-                (kind, limit),
-            ).fetchall()
-        return [
-            (name, self._title_or_mark(kind, name, key_id, title), rows.time_or_never(updated_at))
-            for name, updated_at, key_id, title in found
-        ]
+        found = self._sealed_rows(
+            "SELECT id, updated_at, key_id, title FROM document WHERE kind = ? ORDER BY updated_at DESC, id LIMIT ?",
+            (kind, limit),
+        )
+        return [(row["id"], self._title_or_mark(kind, row), rows.time_or_never(row["updated_at"])) for row in found]
 
     def delete_document(self, kind: str, id: str) -> bool:
         """Remove one."""
@@ -297,19 +286,22 @@ class SqliteStore:
         self.database.close()
         self.keys.forget()
 
-    def _sealed_row(self, ref: CredentialRef) -> Row | None:
-        with self.database.reading() as connection:
-            found = rows.named(
-                connection.execute(f"SELECT {_STORED} FROM account WHERE provider = ? AND account = ?", pair(ref))  # noqa: S608 - our names
-            )
-        return found[0] if found else None
+    def _sealed_rows(self, sql: str, values: tuple[object, ...]) -> list[Row]:
+        """Give rows whose data keys are open; reads again when `rekey` ended in between."""
+        for _ in range(2):
+            with self.database.reading() as connection:
+                found = rows.named(connection.execute(sql, values))
+            if all(self.keys.there(key_id) for key_id in {row["key_id"] for row in found}):
+                break
+        return found
 
-    def _open_part(self, part: str, kind: str, id: str, key_id: str, sealed: bytes) -> str:
-        return unseal(self.keys.key(key_id), sealed, document_associated(part, kind, id, key_id)).decode()
+    def _open_part(self, part: str, kind: str, id: str, row: Row) -> str:
+        associated = document_associated(part, kind, id, row["key_id"])
+        return unseal(self.keys.key(row["key_id"]), row[part], associated).decode()
 
-    def _title_or_mark(self, kind: str, id: str, key_id: str, sealed: bytes) -> str:
+    def _title_or_mark(self, kind: str, row: Row) -> str:
         try:
-            return self._open_part("title", kind, id, key_id, sealed)
+            return self._open_part("title", kind, row["id"], row)
         except RecordDamaged:
             return "(damaged)"
 
