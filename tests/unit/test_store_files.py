@@ -196,6 +196,13 @@ def test_what_cannot_be_read_is_named_and_never_overwritten(
         assert before is None
 
 
+def test_a_database_of_another_program_is_told_by_its_head(home: Path) -> None:
+    opened(home).close()
+    _foreign(home / "valetkey.db")
+    with pytest.raises(ForeignStore, match="is not a Valetkey database"):
+        opened(home)
+
+
 def _use(home: Path) -> None:
     store = opened(home)
     try:
