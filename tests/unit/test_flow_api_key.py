@@ -213,10 +213,21 @@ async def test_a_declaration_may_name_statuses_that_accept_and_reject(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("text", ["<html>welcome</html>", "not json"])
-async def test_a_web_page_is_no_acceptance(authorization_server: AuthorizationServer, begin: Begin, text: str) -> None:
-    authorization_server.answers("/api/probe", text=text)
-    with pytest.raises(ValidationFailed):
+@pytest.mark.parametrize("probe", [Call(get="/probe"), Call(get="/probe", name="/name")])
+async def test_a_web_page_is_no_acceptance(
+    authorization_server: AuthorizationServer, begin: Begin, probe: Call
+) -> None:
+    authorization_server.answers("/api/probe", text="<html>welcome</html>")
+    with pytest.raises(ValidationFailed, match="web page"):
+        await probed(begin, probe=probe)
+
+
+@pytest.mark.anyio
+async def test_text_where_a_name_is_wanted_is_no_acceptance(
+    authorization_server: AuthorizationServer, begin: Begin
+) -> None:
+    authorization_server.answers("/api/probe", text="fine", content_type="text/plain")
+    with pytest.raises(ValidationFailed, match="not JSON"):
         await probed(begin)
 
 

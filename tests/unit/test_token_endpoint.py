@@ -154,7 +154,9 @@ def test_claims_are_read_with_the_padding_put_back(length: int) -> None:
 DEEP = base64.urlsafe_b64encode(b"[" * 99_999).decode()
 
 
-@pytest.mark.parametrize("token", [f"a.{DEEP}.c", "opaque", "a.b.c", "..", "a.!!.c", "a.W10.c", "é.é.é", "x" * 50])
+@pytest.mark.parametrize(
+    "token", [pytest.param(f"a.{DEEP}.c", id="deep"), "opaque", "a.b.c", "..", "a.!!.c", "a.W10.c", "é.é.é", "x" * 50]
+)
 def test_what_is_no_jwt_has_no_claims(token: str) -> None:
     assert claims_of(Secret(token)) == {}
 
