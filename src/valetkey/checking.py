@@ -23,6 +23,7 @@ from valetkey.errors import (
     ValetkeyError,
 )
 from valetkey.flows import flow_for
+from valetkey.provider import AuthMethod, Provider
 
 if TYPE_CHECKING:
     from valetkey.broker import Broker
@@ -71,8 +72,7 @@ async def _validated(broker: Broker, name: str, access: Access) -> Identity:
 
 async def _ask(broker: Broker, access: Access, credential: Credential) -> Identity:
     flow = flow_for(
-        access.provider,
-        access.method,
+        *_as_sealed(access),
         parameters=credential.parameters,
         http=broker.http,
         clock=broker.clock,
@@ -86,6 +86,13 @@ async def _ask(broker: Broker, access: Access, credential: Credential) -> Identi
         email=told.email or known.email,
         plan=told.plan or known.plan,
     )
+
+
+def _as_sealed(access: Access) -> tuple[Provider, AuthMethod]:
+    """Give the declaration with the address and the hosts of this login, whatever it names by now."""
+    api = replace(access.provider.api, base_url=access.base_url, hosts=access.hosts)
+    method = replace(access.method, base_url=access.base_url, hosts=access.hosts, when=())
+    return replace(access.provider, api=api), method
 
 
 def _shown(broker: Broker, access: Access) -> AccountState:
