@@ -20,7 +20,7 @@ from tests.support.local_server import Answer, LocalServer, Received
 
 __all__ = ["CommandLine", "Done", "Terminal", "api_server"]
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 20.0
 _KEPT = ("PATH", "LANG", "COVERAGE_PROCESS_START")
 # Makes standard input the controlling terminal: without one there is neither Ctrl-C nor /dev/tty.
 _ON_TERMINAL = """

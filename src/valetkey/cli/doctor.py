@@ -6,7 +6,6 @@ The exit status says which failed first: 10 home, 11 settings, 12 providers, 13 
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -255,7 +254,7 @@ def _account(state: State, name: str) -> Finding:
     from valetkey import sdk
 
     try:
-        found = asyncio.run(sdk.check(name, broker=state.broker))
+        found = state.run(sdk.check(name, broker=state.broker))
     except ValetkeyError as error:
         return Finding(layer="account", subject=name, error=error)
     if found.health in (Health.OK, Health.EXPIRING):

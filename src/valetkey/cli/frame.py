@@ -380,6 +380,10 @@ def valetkey() -> None:
 def run(argv: Sequence[str], *, environ: Mapping[str, str] | None = None) -> int:
     """Run one command and give its exit status. Nothing comes out as a traceback."""
     state = State(environ=os.environ if environ is None else environ)
+    if state.interactive:
+        from valetkey.cli.terminal import hear_prompts
+
+        hear_prompts()
     status = 0
     try:
         status = _run(list(argv), state)

@@ -10,13 +10,13 @@ import click
 
 from valetkey.cli.output import plain, width_of
 
-__all__ = ["Entry", "choose", "moved", "split"]
+__all__ = ["Entry", "Place", "choose", "moved"]
 
 _UP = frozenset({"\x1b[A", "\x1bOA", "\x10"})
 _DOWN = frozenset({"\x1b[B", "\x1bOB", "\x0e"})
 _ENTER = frozenset({"\r", "\n"})
 _ERASE = frozenset({"\x7f", "\x08"})
-_CANCEL = frozenset({"\x1b", "\x03", "\x04"})
+_CANCEL = frozenset({"\x1b", "\x04"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Place:
+class Place:
     """Where the cursor is, and what was typed so far."""
 
     at: int = 0
@@ -38,45 +38,44 @@ class _Place:
 
 def choose(title: str, entries: Sequence[Entry]) -> str:
     """Let the user choose one. Raises: click.Abort when he leaves with Ctrl-C, Ctrl-D or Escape."""
-    place = _Place()
-    drawn = 0
-    try:
-        while True:
-            drawn = _draw(title, entries, place, drawn)
-            keys = split(click.getchar())
-            if (entered := next((i for i, key in enumerate(keys) if key in _ENTER), None)) is not None:
-                keys = keys[:entered]
-            for key in keys:
-                if key in _CANCEL:
-                    raise click.Abort
-                place = moved(entries, place, key)
-            if entered is not None:
+    from valetkey.cli.terminal import keys
+
+    place, drawn = Place(), 0
+    with keys() as pressed:
+        drawn = _draw(title, entries, place, drawn)
+        for key in pressed:
+            if key in _ENTER:
                 break
-    except (KeyboardInterrupt, EOFError):
-        raise click.Abort from None
+            if key in _CANCEL:
+                raise click.Abort
+            place = moved(entries, place, key)
+            drawn = _draw(title, entries, place, drawn)
+        else:
+            raise click.Abort
     chosen = entries[place.at]
     _erase(drawn)
     click.echo(f"{plain(title)}: {plain(chosen.label)}", err=True)
     return chosen.id
 
 
-def split(read: str) -> list[str]:
-    """Give the keys in what one read brought: a fast typist's or a paste's characters, or one key's sequence."""
-    return [read] if read.startswith("\x1b") or read in _UP | _DOWN else list(read)
-
-
-def moved(entries: Sequence[Entry], place: _Place, key: str) -> _Place:
+def moved(entries: Sequence[Entry], place: Place, key: str) -> Place:
     """Say where a key leads. Digits are a number as it stands in the list; letters look for a label or an id."""
     if key in _UP:
-        return _Place(at=(place.at - 1) % len(entries))
+        return Place(at=(place.at - 1) % len(entries))
     if key in _DOWN:
-        return _Place(at=(place.at + 1) % len(entries))
-    typed = place.typed[:-1] if key in _ERASE else place.typed + key if key.isprintable() else place.typed
-    at = _found(entries, typed)
-    if at is None and key.isprintable():
-        # Nothing goes on like that: the key begins anew.
-        typed, at = key, _found(entries, key)
-    return _Place(at=place.at if at is None else at, typed=typed if at is not None or not typed else "")
+        return Place(at=(place.at + 1) % len(entries))
+    if key in _ERASE:
+        typed = place.typed[:-1]
+        at = _found(entries, typed)
+        return Place(at=place.at if at is None else at, typed=typed)
+    if not key.isprintable():
+        return place
+    # Where nothing goes on like that, the key begins anew.
+    for typed in (place.typed + key, key):
+        at = _found(entries, typed)
+        if at is not None:
+            return Place(at=at, typed=typed)
+    return place
 
 
 def _found(entries: Sequence[Entry], typed: str) -> int | None:
@@ -93,7 +92,7 @@ def _found(entries: Sequence[Entry], typed: str) -> int | None:
     return None
 
 
-def _draw(title: str, entries: Sequence[Entry], place: _Place, drawn: int) -> int:
+def _draw(title: str, entries: Sequence[Entry], place: Place, drawn: int) -> int:
     """Draw as many lines as fit around the cursor over what was drawn before; give how many those are."""
     columns, rows = shutil.get_terminal_size((80, 24))
     room = max(3, min(len(entries), rows - 3))
