@@ -127,18 +127,20 @@ _PLACES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    """Import what is asked for."""
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # a type checker would believe that every name is there
 
-        return version("valetkey")
-    if name not in __all__:
-        raise AttributeError(f"module 'valetkey' has no attribute {name!r}")
-    import importlib
+    def __getattr__(name: str) -> object:
+        """Import what is asked for."""
+        if name == "__version__":
+            from importlib.metadata import version
 
-    place = next((module for module, names in _PLACES.items() if name in names), "sdk")
-    return getattr(importlib.import_module(f"valetkey.{place}"), name)
+            return version("valetkey")
+        if name not in __all__:
+            raise AttributeError(f"module 'valetkey' has no attribute {name!r}")
+        import importlib
+
+        place = next((module for module, names in _PLACES.items() if name in names), "sdk")
+        return getattr(importlib.import_module(f"valetkey.{place}"), name)
 
 
 class _Providers(ModuleType):
