@@ -23,6 +23,7 @@ from valetkey.errors import (
     PollFailed,
     PortsBusy,
     RestrictedLogin,
+    TlsFailed,
     UnknownProvider,
     Unreachable,
     UsageError,
@@ -260,6 +261,23 @@ async def test_a_spent_device_code_is_not_polled_again_when_the_probe_fails(
 async def test_a_form_is_not_polled(logins: Logins, clock: FakeClock) -> None:
     with pytest.raises(PollFailed):
         await poll_until_complete(logins, await logins.begin("test", method="api-key"), clock=clock)
+
+
+@pytest.mark.anyio
+async def test_what_no_second_try_mends_is_not_tried_again(
+    authorization_server: AuthorizationServer, logins: Logins, clock: FakeClock
+) -> None:
+    authorization_server.answers(
+        "/device", json={"device_code": "dc", "user_code": "ABCD", "verification_uri": "https://x.example/"}
+    )
+
+    class Untrusted:
+        async def poll(self, pending: PendingAuthorization) -> PendingAuthorization | Account:
+            raise TlsFailed("the TLS connection failed", hint="check the certificate")
+
+    with pytest.raises(TlsFailed):
+        await poll_until_complete(Untrusted(), await logins.begin("test", method="device"), clock=clock)
+    assert clock.waits == [5]
 
 
 @pytest.mark.anyio
