@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from valetkey.chat.models import known
+from valetkey.chat.models import fixed, known
 from valetkey.config import Paths
 from valetkey.credential import ApiKey, Secret
 from valetkey.dialect import Model
@@ -90,5 +90,5 @@ def test_an_azure_resource_can_not_leave_its_host(name: str) -> None:
 
 def test_the_deployment_is_azure_s_model() -> None:
     provider = provider_of("azure-openai")
-    assert known(provider) == []
+    assert fixed(provider) == []  # it differs from login to login
     assert known(provider, {"deployment_name": "mine"}) == [Model(id="mine")]
