@@ -8,7 +8,7 @@ from typing import Literal
 
 from valetkey import inject
 from valetkey.credential import ApiKey, Credential, CredentialRef, Fields, Identity, Secret
-from valetkey.errors import NotForThisUse
+from valetkey.errors import HostsNotAccepted, NotForThisUse
 from valetkey.provider import AuthMethod, Provider
 
 __all__ = ["Access", "Use", "check_use", "credential_in", "defaults_of"]
@@ -36,10 +36,11 @@ class Access:
     variable: str | None = None
 
     def headers(self, url: str, headers: Mapping[str, str]) -> dict[str, str]:
-        """Give `headers` with the credential put in. Raises: HostsNotAccepted when `url` is not on its hosts."""
+        """Give `headers` with the credential put in. Raises: HostsNotAccepted as `check_place` does."""
         merged = {**self.provider.api.headers, **headers}
         if self.credential is None:
             return {name.lower(): value for name, value in merged.items()}
+        self.check_place(url)
         return inject.headers_for(
             self.credential,
             method=self.method,
@@ -48,6 +49,14 @@ class Access:
             headers=merged,
             account_id=self.identity.account_id,
         )
+
+    def check_place(self, url: str) -> None:
+        """See that the credential may go there. Raises: HostsNotAccepted, also for http where the login has https."""
+        host = inject.check_place(url, self.hosts)
+        if url.startswith("http:") and self.base_url.startswith("https:"):
+            raise HostsNotAccepted(
+                f"this login is for https, and may not be used at {host} over plain http", hint=f"use https://{host}"
+            )
 
     def url(self, path: str) -> str:
         """Join a path of the API to this account's base URL."""

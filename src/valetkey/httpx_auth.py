@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 
 from valetkey.errors import CredentialError, HostsNotAccepted
-from valetkey.inject import host_matches
 from valetkey.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -21,9 +20,10 @@ __all__ = ["AccountAuth"]
 class AccountAuth(httpx2.Auth):
     """Authenticates as `name` (`provider` or `provider@account`) with synchronous and asynchronous clients.
 
-    A request to a host that is not the account's raises HostsNotAccepted, and so does a redirect to one: neither is
-    sent. After a 401 the credential is renewed and the request sent once more; where that does not help, or the body
-    is a stream that cannot be sent twice, the 401 is passed on.
+    A request to a host that is not the account's, or by plain http to one that is asked by https, raises
+    HostsNotAccepted, and so does a redirect to one: neither is sent. After a 401 the credential is renewed and the
+    request sent once more; where that does not help, or the body is a stream that cannot be sent twice, the 401 is
+    passed on.
     """
 
     def __init__(self, name: str, *, broker: Broker) -> None:
@@ -97,12 +97,18 @@ def _stay_on_hosts(request: httpx2.Request, access: Access, *, asynchronous: boo
             return
         named = next((value for name, value in head.headers if name.lower() == b"host"), head.url.host)
         host = named.decode("ascii", "replace").lower()
-        if access.credential is not None and not host_matches(host, access.hosts):
+        # Through a proxy the whole address is the target.
+        plain = head.url.scheme == b"http" if head.url.target.startswith(b"/") else head.url.target[:5] == b"http:"
+        if access.credential is None:
+            return
+        try:
+            access.check_place(f"http{'' if plain else 's'}://{host}")
+        except HostsNotAccepted as error:
             raise HostsNotAccepted(
-                f"the server redirects to {host}, where {access.ref} may not be used",
+                f"the server redirects to {host}, where {access.ref} may not be used: {error.message}",
                 provider=access.ref.provider,
                 hint="check the base URL that the client was given",
-            )
+            ) from error
 
     def trace(event: str, info: Mapping[str, Any]) -> None:
         check(event, info)

@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from valetkey.address import check_url, is_near
 from valetkey.credential import Credential, secrets_of
-from valetkey.errors import HostsNotAccepted, InvalidProvider
+from valetkey.errors import HostsNotAccepted, InvalidParameter, InvalidProvider
 from valetkey.provider import AuthMethod, Provider
 
-__all__ = ["endpoint_hosts", "fill", "headers_for", "host_matches", "join", "reach", "variables_of"]
+__all__ = ["check_place", "endpoint_hosts", "fill", "headers_for", "host_matches", "join", "reach", "variables_of"]
 
 _BRACES = re.compile(r"\{([A-Za-z0-9_-]+)\}")
 
@@ -48,6 +49,31 @@ def host_matches(host: str, patterns: tuple[str, ...]) -> bool:
     return False
 
 
+def check_place(url: str, hosts: tuple[str, ...]) -> str:
+    """Give the host, with its port, of a URL that may get a credential.
+
+    Raises: HostsNotAccepted for another host, for plain http that leaves the private network, and for whatever two
+    readers of URLs could read differently.
+    """
+    try:
+        parts = urlsplit(url)
+        host, name = parts.netloc.lower(), parts.hostname or ""
+    except ValueError:
+        parts, host, name = urlsplit(""), "", ""
+    plain = url.startswith(("https://", "http://")) and url.isprintable() and not set("@\\ ") & set(host)
+    if not plain or not host_matches(host, hosts):
+        raise HostsNotAccepted(
+            f"this login may not be used at {host.rpartition('@')[2]}",
+            hint="log in again, or accept the provider's new hosts",
+        )
+    if parts.scheme == "http" and not is_near(name):
+        raise HostsNotAccepted(
+            f"this login may not be used at {host} over plain http, readable for everybody on the way",
+            hint=f"use https://{host}",
+        )
+    return host
+
+
 def headers_for(
     credential: Credential,
     *,
@@ -59,13 +85,10 @@ def headers_for(
 ) -> dict[str, str]:
     """Give `headers` with whatever credential they held taken out and this one put in. Names come back in lower case.
 
-    `hosts` are the account's sealed hosts. Raises: HostsNotAccepted when `url` is not on one of them.
+    `hosts` are the account's sealed hosts. Raises: HostsNotAccepted as `check_place` does; InvalidParameter when what
+    is filled in would break the header.
     """
-    host = urlsplit(url).netloc.rsplit("@", 1)[-1].lower()
-    if not host_matches(host, hosts):
-        raise HostsNotAccepted(
-            f"this login may not be used at {host}", hint="log in again, or accept the provider's new hosts"
-        )
+    host = check_place(url, hosts)
     values = variables_of(credential, account_id=account_id)
     result = {name.lower(): value for name, value in headers.items()}
     for rule in method.inject:
@@ -78,8 +101,18 @@ def headers_for(
             result["authorization"] = "Basic " + base64.b64encode(pair).decode()
         for name, template in rule.set.items():
             if not _names_empty(template, values):
-                _set(result, name.lower(), fill(template, values))
+                _set(result, name.lower(), _one_line(name, fill(template, values)))
     return result
+
+
+def _one_line(name: str, value: str) -> str:
+    # An account id is the provider's word, a key of the environment anybody's.
+    if value.isascii() and value.isprintable():
+        return value
+    raise InvalidParameter(
+        f"what goes into the header {name.rstrip('?+')} holds a line break or a character outside of ASCII",
+        hint="copy the key and the parameters again, each alone and whole",
+    )
 
 
 def _names_empty(template: str, values: Mapping[str, str]) -> bool:
@@ -115,6 +148,7 @@ def reach(provider: Provider, method: AuthMethod, parameters: Mapping[str, str])
     """Give base_url and hosts of a login, filled in. Both are sealed into its record.
 
     Call it only with parameters that passed their patterns: they decide where the credential goes.
+    Raises: InvalidBaseUrl when what they make of the address is a metadata service's or leaves by plain http.
     """
     base_url = method.base_url or provider.api.base_url
     hosts = method.hosts or provider.api.hosts
@@ -123,7 +157,9 @@ def reach(provider: Provider, method: AuthMethod, parameters: Mapping[str, str])
             base_url = rule.base_url or base_url
             hosts = hosts if rule.hosts is None else rule.hosts
             break
-    return fill(base_url, parameters), tuple(fill(host, parameters).lower() for host in hosts)
+    filled = fill(base_url, parameters)
+    check_url(filled)
+    return filled, tuple(fill(host, parameters).lower() for host in hosts)
 
 
 def endpoint_hosts(method: AuthMethod, parameters: Mapping[str, str]) -> tuple[str, ...]:

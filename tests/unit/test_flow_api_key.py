@@ -349,7 +349,7 @@ async def test_a_command_may_give_the_default(begin: Begin, tmp_path: Path) -> N
 @pytest.mark.anyio
 async def test_a_name_that_nobody_has(http: HttpClient, clock: FakeClock) -> None:
     """RFC 6761 section 6.4: `.invalid` has no address anywhere."""
-    url = "http://name.invalid"
+    url = "https://name.invalid"
     with pytest.raises(NameNotResolved):
         await flow(method("api-key", url), url, http=http, clock=clock).validate(
             ApiKey(method="api-key", key=Secret(KEY))

@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests.support import declarations
 from tests.support.clock import FakeClock
 from tests.support.local_server import Answer, LocalServer, Received
 from tests.support.memory_store import MemoryStore
+from tests.support.tls import CertificateAuthority
+from valetkey.access import Access
 from valetkey.account_state import AccountState
 from valetkey.broker import Broker
 from valetkey.checking import check
 from valetkey.credential import ApiKey, CredentialRef, Health, Secret
+from valetkey.errors import HostsNotAccepted, InvalidBaseUrl, InvalidParameter
 from valetkey.http import HttpClient
-from valetkey.provider import Call, Claims, Provider, When
+from valetkey.httpx_auth import AccountAuth
+from valetkey.inject import headers_for, reach
+from valetkey.provider import Api, AuthMethod, Call, Claims, Inject, Parameter, Provider, When
 from valetkey.store import Record
 
 pytestmark = pytest.mark.anyio
 
 KEY = "sk-" + "s" * 40
+
+
+METHOD = AuthMethod(id="api-key", kind="api-key", inject=(Inject(set={"x-api-key": "{key}"}),))
+CREDENTIAL = ApiKey(method="api-key", key=Secret(KEY))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """A broker that serves one access."""
+
+    access_given: Access
+
+    async def access(self, name: str, *, use: str, rejected: object = None) -> Access:
+        return self.access_given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +101,82 @@ def _broker(own: LocalServer, provider: Provider) -> Broker:
         clock=clock,
         environ={},
     )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://api.acme.test/v1",
+        "HTTPS://api.acme.test/v1",
+        "ftp://api.acme.test/v1",
+        "//api.acme.test/v1",
+        " https://api.acme.test/v1",
+        "https://user@api.acme.test/v1",
+        "https://evil.test\\@api.acme.test/v1",
+        "https://evil.test\t@api.acme.test/v1",
+        "https://api.acme.test@evil.test/v1",
+        "https://evil.test#@api.acme.test/v1",
+        "https://api.acme.test.evil.test/v1",
+        "https://[api.acme.test]/v1",
+        "https:///v1",
+    ],
+)
+def test_a_credential_goes_to_its_hosts_by_https_and_to_no_address_that_can_be_read_in_two_ways(url: str) -> None:
+    with pytest.raises(HostsNotAccepted):
+        headers_for(CREDENTIAL, method=METHOD, url=url, hosts=("api.acme.test",), headers={})
+
+
+@pytest.mark.parametrize("value", ["a\r\nx-other: 1", "a\nb", "a\x00b", "\u00e9", "\ud800", "a\x1b[2J"])
+def test_what_a_provider_called_an_account_ends_no_header(value: str) -> None:
+    method = replace(METHOD, inject=(Inject(set={"x-account": "{account_id}"}),))
+    with pytest.raises(InvalidParameter) as caught:
+        headers_for(
+            CREDENTIAL,
+            method=method,
+            url="https://api.acme.test/v1",
+            hosts=("api.acme.test",),
+            headers={},
+            account_id=value,
+        )
+    assert "x-account" in caught.value.message
+    assert value not in caught.value.message
+
+
+@pytest.mark.parametrize("host", ["evil.test", "169.254.169.254", "metadata.google.internal", "2130706433", "127.1"])
+def test_a_parameter_leads_a_login_neither_to_a_public_host_by_http_nor_to_a_metadata_service(host: str) -> None:
+    parameter = Parameter(key="host", label="Host", pattern=r"[a-z0-9-]+(\.[a-z0-9-]+)*", default="gw.internal")
+    api = Api(base_url="http://{host}/v1", hosts=("{host}",), allow_http=True)
+    provider = Provider(id="acme", name="Acme", api=api, auth=(replace(METHOD, parameters=(parameter,)),))
+    assert reach(provider, provider.auth[0], {"host": "gw.internal"}) == ("http://gw.internal/v1", ("gw.internal",))
+    with pytest.raises(InvalidBaseUrl):
+        reach(provider, provider.auth[0], {"host": host})
+
+
+async def test_a_redirect_to_plain_http_of_the_same_host_gets_no_key(tmp_path: Path) -> None:
+    authority = CertificateAuthority(tmp_path)
+    with LocalServer(_welcome) as plain:
+        move = Answer(status=307, headers={"location": f"{plain.url}/v1"})
+        with LocalServer(lambda _: move, tls=authority.context()) as secure:
+            access = Access(
+                ref=CredentialRef(provider="acme"),
+                provider=Provider(id="acme", name="Acme", api=Api(base_url=secure.url), auth=(METHOD,)),
+                method=METHOD,
+                credential=CREDENTIAL,
+                source="stored",
+                base_url=secure.url,
+                hosts=("127.0.0.1",),
+            )
+            auth = AccountAuth("acme", broker=Serving(access_given=access))  # type: ignore[arg-type]  # what it asks
+            trust = ssl.create_default_context(cafile=str(authority.ca_file))
+            with httpx2.Client(auth=auth, follow_redirects=True, verify=trust) as client:
+                with pytest.raises(HostsNotAccepted, match="plain http"):
+                    client.get(f"{secure.url}/v1")
+                with pytest.raises(HostsNotAccepted, match="plain http"):
+                    client.get(f"{plain.url}/v1")
+            async with httpx2.AsyncClient(auth=auth, follow_redirects=True, verify=trust) as other:
+                with pytest.raises(HostsNotAccepted, match="plain http"):
+                    await other.get(f"{secure.url}/v1")
+        assert plain.requests == []
 
 
 async def test_a_check_asks_where_the_login_was_for_and_not_where_its_declaration_leads_now(
