@@ -322,6 +322,12 @@ def group(name: str, **settings: Any) -> Callable[[Callable[..., None]], click.G
     return make
 
 
+class _NoCommand(UsageError):
+    """The first word is no command, so nobody has read the flags yet."""
+
+    code = "usage_error"
+
+
 class Commands(click.Group):
     """The commands of a table from names to `module:attribute`; a module is imported when its command is called."""
 
@@ -352,7 +358,7 @@ class Commands(click.Group):
             from difflib import get_close_matches
 
             near = get_close_matches(args[0], [*self._table, *self._other_names], n=1)
-            raise UsageError(
+            raise _NoCommand(
                 f"there is no command {args[0][:40]!r}",
                 hint=f"did you mean `valetkey {near[0]}`?" if near else "see `valetkey --help`",
             )
@@ -415,6 +421,9 @@ def _run(argv: list[str], state: State) -> int:
     except click.ClickException as error:
         state.json = state.json or "--json" in argv
         return _fail(state, _usage(error))
+    except _NoCommand as error:
+        state.json = state.json or "--json" in argv
+        return _fail(state, error)
     except ValetkeyError as error:
         return _fail(state, error)
     except BrokenPipeError:
