@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TypeVar
-from urllib.request import getproxies
 
 import httpx2
 
@@ -51,7 +51,9 @@ class Response:
 class HttpClient:
     """Sends one request at a time over a blocking client, so that no event loop can throw an answer away.
 
-    `ca_file` is trusted beside the system's certificates. Proxies come from the environment.
+    `ca_file` is trusted beside the system's certificates. Proxies come from the environment, and get `https` alone: of
+    plain http they would read the key, and it goes no farther than the private network. No cookie is kept: it would
+    tell a server that two accounts are one person's, or let one answer for the other.
     """
 
     def __init__(self, *, timeout_seconds: float = TIMEOUT_SECONDS, ca_file: str | None = None) -> None:
@@ -62,13 +64,15 @@ class HttpClient:
 
     def _open(self, url: str) -> httpx2.Client:
         # Reading the system's certificates takes longer than a whole question to a server on this machine.
-        plain = url.startswith("http://") and not getproxies()
+        plain = url.startswith("http://")
         with self._lock:
             client = self._clients.get(plain)
             if client is None:
                 client = self._clients[plain] = httpx2.Client(
                     verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else self._trust(),
                     follow_redirects=False,
+                    trust_env=not plain,
+                    cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
                     headers={"user-agent": "valetkey", "accept": "application/json"},
                 )
             return client

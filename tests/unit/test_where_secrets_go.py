@@ -179,6 +179,29 @@ async def test_a_redirect_to_plain_http_of_the_same_host_gets_no_key(tmp_path: P
         assert plain.requests == []
 
 
+def test_a_proxy_gets_no_key_that_goes_by_plain_http(
+    own: LocalServer, foreign: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, foreign.url)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    http = HttpClient()
+    http.send("GET", f"{own.url}/v1", headers={"authorization": f"Bearer {KEY}"})
+    http.close()
+    assert len(own.requests) == 1
+    assert foreign.requests == []
+
+
+def test_a_cookie_of_one_account_does_not_go_out_with_another() -> None:
+    with LocalServer(lambda _: Answer(headers={"set-cookie": "session=first; Path=/"})) as server:
+        http = HttpClient()
+        for _ in range(2):
+            http.send("GET", f"{server.url}/v1")
+        http.close()
+    assert [request.headers.get("cookie") for request in server.requests] == [None, None]
+
+
 async def test_a_check_asks_where_the_login_was_for_and_not_where_its_declaration_leads_now(
     own: LocalServer, foreign: LocalServer
 ) -> None:
