@@ -36,7 +36,7 @@ SILENCE_SECONDS = 600.0
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 _SHOWN_CHARACTERS = 300
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
 # What providers make of a key that they refuse: `sk-ab***wxyz`. The ends that they leave are nobody's business either.
 _MASKED = re.compile(r"\S*(?:\*{3,}|•{3,})\S*")
 

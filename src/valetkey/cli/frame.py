@@ -21,6 +21,7 @@ import functools
 import importlib
 import json
 import os
+import re
 import shutil
 import sys
 import traceback
@@ -34,7 +35,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 import click
 
 from valetkey.cli import COMMANDS, OTHER_NAMES
-from valetkey.cli.output import plain, table
+from valetkey.cli.output import plain, plain_json, table
 from valetkey.config import Config, Paths, load
 from valetkey.errors import ConfigError, UsageError, ValetkeyError
 
@@ -52,6 +53,8 @@ __all__ = ["Commands", "State", "command", "group", "run", "stop"]
 T = TypeVar("T")
 # What a program that a closed pipe killed ends with: 128 + SIGPIPE.
 _PIPE_CLOSED = 141
+# No provider has shorter keys, and few accounts longer names.
+_SHORTEST_KEY = 20
 
 
 @dataclass(kw_only=True)
@@ -62,6 +65,7 @@ class State:
     json: bool = False
     verbose: bool = False
     no_color: bool = False
+    words: Sequence[str] = ()
     _stop_log: Callable[[], None] = field(default=lambda: None, repr=False)
 
     # --- the terminal ------------------------------------------------------------------------
@@ -98,7 +102,7 @@ class State:
     def emit(self, value: object) -> None:
         """Give the command's result under `--json`; without it nothing. Datetimes become ISO 8601 in UTC."""
         if self.json:
-            click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=_as_json))
+            click.echo(plain_json(json.dumps(value, ensure_ascii=False, indent=2, default=_as_json)))
 
     def say(self, text: str = "", *, fg: str | None = None, bold: bool = False) -> None:
         """Print a line of the result for a person; under `--json` nothing."""
@@ -385,7 +389,7 @@ def valetkey() -> None:
 
 def run(argv: Sequence[str], *, environ: Mapping[str, str] | None = None) -> int:
     """Run one command and give its exit status. Nothing comes out as a traceback."""
-    state = State(environ=os.environ if environ is None else environ)
+    state = State(environ=os.environ if environ is None else environ, words=argv)
     if state.interactive:
         from valetkey.cli.terminal import hear_prompts
 
@@ -439,13 +443,24 @@ def _run(argv: list[str], state: State) -> int:
 def _fail(state: State, error: ValetkeyError) -> int:
     from valetkey.log import redact
 
-    # Messages hold no secrets; a word that somebody typed in the wrong place may be one.
     message = redact(error.message)
+    if error.exit_status == UsageError.exit_status:
+        message = _without_keys(message, state.words)
     state.emit({"error": {**error.as_dict(), "message": message}})
     click.echo(f"valetkey: error: {plain(message)}", err=True)
     if error.hint:
         click.echo(f"valetkey: hint: {plain(error.hint)}", err=True)
     return error.exit_status
+
+
+def _without_keys(message: str, words: Sequence[str]) -> str:
+    """Take out what was typed where no key belongs and may be one: it is in the shell's history, not yet in a log."""
+    for word in words:
+        plain_word = word.startswith(("-", "/", ".", "~")) or "://" in word or not any(map(str.isdigit, word))
+        if len(word) >= _SHORTEST_KEY and not plain_word:
+            # Messages cut long words; the beginning is there.
+            message = re.sub(re.escape(word[:_SHORTEST_KEY]) + r"[^\s'\"`)]*", "[not shown]", message)
+    return message
 
 
 def _from_system(error: OSError) -> ValetkeyError:

@@ -7,10 +7,13 @@ import unicodedata
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-__all__ = ["ago", "plain", "table", "until", "width_of"]
+__all__ = ["ago", "plain", "plain_json", "table", "until", "width_of"]
 
 # Text from a server must not move the cursor, colour the screen or change the title of a terminal.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# Half a character, which JSON can name, cannot be written at all.
+_UNSEEN = r"\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_CONTROL = re.compile(rf"[\x00-\x08\x0b-\x1f{_UNSEEN}]")
+_IN_JSON = re.compile(f"[{_UNSEEN}]")
 _GAP = "  "
 # A column gives way to others only down to this.
 _MINIMUM = 6
@@ -19,6 +22,11 @@ _MINIMUM = 6
 def plain(text: str) -> str:
     """Give `text` with control characters shown as `?`; tabs and line ends stay."""
     return _CONTROL.sub("?", text)
+
+
+def plain_json(document: str) -> str:
+    """Give a JSON text with the control characters that JSON leaves as they are written as escapes (RFC 8259, 7)."""
+    return _IN_JSON.sub(lambda found: f"\\u{ord(found.group()):04x}", document)
 
 
 def width_of(text: str) -> int:
