@@ -84,6 +84,7 @@ FAULTS = [
     ('name = "Acme"', "", "", "name", "is missing"),
     ('name = "Acme"', 'name = " "', "line 2", "name", "is empty"),
     ('name = "Acme"', 'name = "A\\u001bcme"', "line 2", "name", "control character"),
+    ('name = "Acme"', 'name = "A\\u009bcme"', "line 2", "name", "control character"),
     ('id = "acme"', 'id = "other"', "line 1", "id", 'id = "acme"'),
     ('id = "acme"', 'id = "Acme"', "line 1", "id", "lower-case"),
     ('name = "Acme"', 'name = "Acme"\norigin = "built-in"', "line 3", "origin", "is no key"),

@@ -158,7 +158,7 @@ def _scalar(kind: type, value: object, key: Key) -> object:
     if type(value) is not kind:
         raise _wrong(_WORDS[kind], value, key)
     # In a header or a path a control character would begin something new.
-    if isinstance(value, str) and any(ord(c) < 0x20 or ord(c) == 0x7F for c in value):
+    if isinstance(value, str) and any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in value):
         raise Fault(key, "holds a control character", hint="write it on one line, without control characters")
     return value
 
