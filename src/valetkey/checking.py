@@ -137,7 +137,9 @@ def _judged(broker: Broker, state: AccountState, error: ValetkeyError) -> Accoun
             health = Health.OK
         case _:
             health = Health.UNKNOWN
-    return replace(state, health=health, reason=error.message)
+    # A login that is known to have ended has its reason already; the error repeats it behind words of its own.
+    known = isinstance(error, NeedsLogin) and state.health is Health.NEEDS_LOGIN and state.reason
+    return replace(state, health=health, reason=known or error.message)
 
 
 def _write_down(broker: Broker, state: AccountState) -> None:
