@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from valetkey import inject
 from valetkey.credential import ApiKey, Credential, CredentialRef, Fields, Identity, Secret
-from valetkey.errors import HostsNotAccepted, NotForThisUse
+from valetkey.errors import HostsNotAccepted, InvalidParameter, NotForThisUse
 from valetkey.provider import AuthMethod, Provider
 
-__all__ = ["Access", "Use", "check_use", "credential_in", "defaults_of"]
+__all__ = ["Access", "Use", "check_forms", "check_use", "credential_in", "defaults_of"]
 
 Use = Literal["token", "exec", "helper", "ask", "chat", "auth", "probe"]
 # Design section 14: restricted logins serve none of these; one that names its agents serves them alone.
@@ -80,6 +81,23 @@ def check_use(ref: CredentialRef, method: AuthMethod, use: Use, *, restricted: b
             provider=ref.provider,
             hint=f"log in with an API key: `valetkey login {ref.provider} --account api`",
         )
+
+
+def check_forms(method: AuthMethod, parameters: Mapping[str, str]) -> None:
+    """See that what came from the environment has the declared forms: it decides where the credential goes.
+
+    Raises: InvalidParameter, naming the variable.
+    """
+    for parameter in method.parameters:
+        value = parameters.get(parameter.key)
+        if not value:
+            continue
+        fits = parameter.pattern is None or re.fullmatch(parameter.pattern, value) is not None
+        if not fits or not value.isprintable() or (parameter.options and value not in parameter.options):
+            raise InvalidParameter(
+                f"{' or '.join(parameter.environment) or parameter.key} is not of the form that the login wants",
+                hint=f"correct it: {', '.join(parameter.options) or parameter.pattern or 'one line of text'}",
+            )
 
 
 def defaults_of(environ: Mapping[str, str], method: AuthMethod) -> dict[str, str] | None:

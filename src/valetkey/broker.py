@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from valetkey import inject
-from valetkey.access import Access, Use, check_use, credential_in, defaults_of
+from valetkey.access import Access, Use, check_forms, check_use, credential_in, defaults_of
 from valetkey.clock import Clock, SystemClock
 from valetkey.config import Config, load
 from valetkey.credential import (
@@ -104,7 +104,8 @@ class Broker:
         """Give what serves `name` now: the stored login, else the environment's, else none where none is needed.
 
         `rejected` is the credential that the provider has just refused (401).
-        Raises: NotLoggedIn, NeedsLogin, CredentialExpired, NotForThisUse, RefreshFailed, RefreshBusy, StoreError.
+        Raises: NotLoggedIn, NeedsLogin, CredentialExpired, NotForThisUse, RefreshFailed, RefreshBusy, StoreError;
+        InvalidParameter, InvalidBaseUrl for what the environment says.
         """
         ref = self.resolve(name)
         provider = self.catalogue.get(ref.provider)
@@ -167,6 +168,7 @@ class Broker:
             credential = credential_in(self.environ, method)
             if credential is None:
                 continue
+            check_forms(method, credential.parameters)
             base_url, hosts = inject.reach(provider, method, credential.parameters)
             return Access(
                 ref=ref,
@@ -183,7 +185,9 @@ class Broker:
     def _without(self, ref: CredentialRef, provider: Provider) -> Access | None:
         for method in provider.auth:
             if method.optional:
-                base_url, hosts = inject.reach(provider, method, defaults_of(self.environ, method) or {})
+                parameters = defaults_of(self.environ, method) or {}
+                check_forms(method, parameters)
+                base_url, hosts = inject.reach(provider, method, parameters)
                 return Access(
                     ref=ref,
                     provider=provider,

@@ -152,6 +152,23 @@ def test_a_parameter_leads_a_login_neither_to_a_public_host_by_http_nor_to_a_met
         reach(provider, provider.auth[0], {"host": host})
 
 
+@pytest.mark.parametrize("value", ["a/b", "a:443", "*", "x@evil", "a\\", "a b", "a\n"])
+async def test_a_parameter_of_the_environment_has_the_declared_form_or_the_key_stays(value: str) -> None:
+    parameter = Parameter(key="name", label="Name", pattern="[a-z]+", environment=("ACME_NAME",))
+    api = Api(base_url="https://{name}.acme.test/v1", hosts=("{name}.acme.test",))
+    method = replace(METHOD, environment=("ACME_KEY",), parameters=(parameter,))
+    clock = FakeClock()
+    broker = Broker(
+        store=MemoryStore(clock=clock),
+        catalogue=Declared(provider=Provider(id="acme", name="Acme", api=api, auth=(method,))),  # type: ignore[arg-type]  # as above
+        http=HttpClient(),
+        clock=clock,
+        environ={"ACME_KEY": KEY, "ACME_NAME": value},
+    )
+    with pytest.raises(InvalidParameter, match="ACME_NAME"):
+        await broker.access("acme", use="ask")
+
+
 async def test_a_redirect_to_plain_http_of_the_same_host_gets_no_key(tmp_path: Path) -> None:
     authority = CertificateAuthority(tmp_path)
     with LocalServer(_welcome) as plain:
