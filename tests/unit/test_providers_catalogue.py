@@ -69,6 +69,32 @@ def test_an_alias_of_a_built_in_provider_serves(paths: Paths) -> None:
     assert catalogue(paths).get("gemini").id == "google"
 
 
+def test_an_alias_of_a_built_in_provider_is_not_given_away(paths: Paths) -> None:
+    text = DECLARATION.format(id="aaa", more="").replace("aaa-alias", "gemini")
+    put(paths.providers, "aaa", text=text)
+    found = catalogue(paths)
+    assert found.get("gemini").id == "google"
+    assert found.get("aaa").id == "aaa"
+    (problem,) = found.problems
+    assert "gemini" in problem.error.message
+    assert "google" in problem.error.message
+
+
+def test_a_plugin_whose_id_takes_an_alias_is_named(
+    paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(plugin(tmp_path / "site", monkeypatch, "acme_plugin"), "gemini")
+    (problem,) = catalogue(paths).problems
+    assert "which leads to gemini" in problem.error.message
+
+
+def test_an_id_of_the_user_s_own_may_be_an_alias_of_a_built_in_provider(paths: Paths) -> None:
+    put(paths.providers, "gemini")
+    found = catalogue(paths)
+    assert found.get("gemini").origin == "user"
+    assert found.problems == []
+
+
 def test_reading_one_provider_reads_one_file(paths: Paths) -> None:
     put(paths.providers, "broken", text="id =")
     assert catalogue(paths).get("anthropic").id == "anthropic"

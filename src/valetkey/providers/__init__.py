@@ -133,10 +133,11 @@ class Catalogue:
         return dataclasses.replace(provider, auth=tuple(methods))
 
     def _aliased(self, name: str) -> Provider:
-        """Look through all declarations: only a name that is no id comes here."""
-        for provider in self._readable():
-            if name in provider.aliases:
-                return provider
+        """Look through all declarations, the built-in ids first: only a name that is no id comes here."""
+        found = [provider for provider in self._readable() if name in provider.aliases]
+        if found:
+            built_in = self.built_in()
+            return min(found, key=lambda provider: provider.id not in built_in)
         ids = self.ids()
         near = difflib.get_close_matches(name.lower(), ids, n=3, cutoff=0.5)
         near += [i for i in ids if name and i.startswith(name.lower()) and i not in near][:3]
@@ -185,6 +186,24 @@ class Catalogue:
                 )
             else:
                 seen.add(name)
+        for provider in self._readable():
+            for alias in provider.aliases:
+                # An id comes before every alias; a user who gave one to a file of their own meant it.
+                holder = alias if alias in self.ids() else self._aliased(alias).id
+                meant = provider.id in taken and holder in (path.stem for path in self.files())
+                if holder != provider.id and not meant:
+                    yield _taken_alias(provider, alias, holder)
+
+
+def _taken_alias(provider: Provider, alias: str, holder: str) -> Problem:
+    return Problem(
+        path=provider.path,
+        error=InvalidProvider(
+            f"{provider.path} has the alias {alias}, which leads to {holder}",
+            hint=f"give one of them another name: {provider.id} is not reached by it",
+            provider=provider.id,
+        ),
+    )
 
 
 def _files(folder: Path) -> list[Path]:
