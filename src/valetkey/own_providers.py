@@ -31,6 +31,8 @@ async def add(
     verify: bool,
 ) -> Provider:
     """Do what `sdk.add_provider` promises."""
+    # Before anything is asked: the server has nothing to do with the name.
+    custom.check_free(broker.catalogue, custom.name_to_id(name))
     spoken, url = dialect, base_url
     if spoken is None and like is not None:
         spoken = broker.catalogue.get(like).api.dialect

@@ -27,7 +27,17 @@ from valetkey.providers import Catalogue
 from valetkey.providers.reader import read
 from valetkey.providers.writer import dumps
 
-__all__ = ["KeyHeader", "check_base_url", "declare", "inject_for", "models_path", "name_to_id", "normalise", "remove"]
+__all__ = [
+    "KeyHeader",
+    "check_base_url",
+    "check_free",
+    "declare",
+    "inject_for",
+    "models_path",
+    "name_to_id",
+    "normalise",
+    "remove",
+]
 
 KeyHeader = Literal["authorization", "x-api-key", "x-goog-api-key", "api-key"]
 LONGEST_ID = 64
@@ -147,7 +157,7 @@ def declare(
     UnknownProvider (of `like`), StoreUnwritable.
     """
     provider_id = name_to_id(name)
-    _check_free(catalogue, provider_id, replace_existing=replace_existing)
+    check_free(catalogue, provider_id, replace_existing=replace_existing)
     model_of = catalogue.get(like) if like is not None else None
     spoken = dialect or (model_of.api.dialect if model_of is not None else None)
     if spoken is None:
@@ -221,7 +231,8 @@ def _method(
     )
 
 
-def _check_free(catalogue: Catalogue, provider_id: str, *, replace_existing: bool) -> None:
+def check_free(catalogue: Catalogue, provider_id: str, *, replace_existing: bool = False) -> None:
+    """Refuse an id that is taken. Raises: BuiltInProvider, ProviderExists."""
     if provider_id in catalogue.built_in():
         raise BuiltInProvider(
             f"{provider_id} is a built-in provider",
