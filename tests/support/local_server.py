@@ -136,8 +136,8 @@ class LocalServer:
             def _send(self, reply: Reply) -> None:
                 match reply:
                     case Answer():
-                        self.send_response(reply.status)
-                        for name, value in reply.headers.items():
+                        self.send_response_only(reply.status)
+                        for name, value in {"date": self.date_time_string(), **reply.headers}.items():
                             self.send_header(name, value)
                         self.send_header("content-length", str(len(reply.body)))
                         self.end_headers()

@@ -145,7 +145,7 @@ def _home(state: State) -> str:
 
     home = str(state.paths.home)
     if not modes.check_folder(home):
-        return "not there yet; the first login makes it"
+        return "not there yet; whatever opens the store first makes it"
     if not os.access(home, os.W_OK | os.X_OK):
         raise StoreUnwritable(f"{home} cannot be written", hint=f"check who owns it: ls -ld {home}")
     for path in (state.paths.database, state.paths.key_file):

@@ -85,11 +85,13 @@ class State:
         """Whether stdout may be coloured (NO_COLOR: https://no-color.org)."""
         if self.no_color or self.json:
             return False
-        match self.config.text("display.color"):
-            case "always":
-                return True
-            case "never":
-                return False
+        # Settings that cannot be read are told by what needs them; `doctor` must be able to say so.
+        with suppress(ConfigError):
+            match self.config.text("display.color"):
+                case "always":
+                    return True
+                case "never":
+                    return False
         return self.on_terminal and not self.environ.get("NO_COLOR") and self.environ.get("TERM") != "dumb"
 
     @property
