@@ -31,6 +31,7 @@ from valetkey.credential import (
     Health,
     OAuthToken,
     Secret,
+    login_command,
     secrets_of,
 )
 from valetkey.errors import (
@@ -46,7 +47,7 @@ from valetkey.freshness import Freshness, age_of, freshness
 from valetkey.http import HttpClient
 from valetkey.provider import AuthMethod, Provider
 from valetkey.providers import Catalogue
-from valetkey.renewal import LONGEST_BACKOFF_SECONDS, Renewal, login_command, needs_login
+from valetkey.renewal import LONGEST_BACKOFF_SECONDS, Renewal, needs_login
 from valetkey.store import Record, Store
 from valetkey.stores import open_store
 
@@ -313,6 +314,7 @@ class Broker:
             http=self.http,
             clock=self.clock,
             environ=self.environ,
+            account=ref.account,
         )
 
     async def _read_source(self, record: Record, method: AuthMethod, rejected: Credential | None) -> Record:

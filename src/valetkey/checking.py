@@ -77,6 +77,7 @@ async def _ask(broker: Broker, access: Access, credential: Credential) -> Identi
         http=broker.http,
         clock=broker.clock,
         environ=broker.environ,
+        account=access.ref.account,
     )
     told = await flow.validate(credential)
     known = access.identity

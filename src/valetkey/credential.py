@@ -26,6 +26,7 @@ __all__ = [
     "Secret",
     "expires_at_of",
     "issued_at_of",
+    "login_command",
     "secrets_of",
 ]
 
@@ -103,6 +104,12 @@ class CredentialRef:
 
     def __str__(self) -> str:
         return f"{self.provider}@{self.account}"
+
+
+def login_command(ref: CredentialRef, *, method: str | None = None) -> str:
+    """Give the command that logs this account in, for hints."""
+    account = "" if ref.account == DEFAULT_ACCOUNT else f" --account {ref.account}"
+    return f"valetkey login {ref.provider}{account}" + (f" --method {method}" if method else "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,7 +83,7 @@ class PendingAuthorization:
 class AuthFlow(Protocol):
     """A way to get and renew a credential for one provider. Stateless; stores nothing.
 
-    Built by `flows.flow_for(provider, method, parameters=…, http=…, clock=…, environ=…)`.
+    Built by `flows.flow_for(provider, method, parameters=…, http=…, clock=…, environ=…, account=…)`.
     """
 
     kind: str

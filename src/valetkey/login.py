@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from valetkey.clock import Clock
-from valetkey.credential import DEFAULT_ACCOUNT, Ambient, Credential, CredentialRef, ExchangedKey
+from valetkey.credential import DEFAULT_ACCOUNT, Ambient, Credential, CredentialRef, ExchangedKey, login_command
 from valetkey.errors import (
     GenerationConflict,
     LoginExpired,
@@ -117,10 +117,10 @@ class Logins:
         if chosen.standing == "restricted" and not accept_restricted:
             raise RestrictedLogin(
                 chosen.notice or f"{provider.name} does not allow this login to other tools",
-                hint=f"use an API key, or say yes with `valetkey login {provider.id} --method {chosen.id} --yes`",
+                hint=f"use an API key, or say yes with `{login_command(ref, method=chosen.id)} --yes`",
                 provider=provider.id,
             )
-        pending = await self._flow(provider, chosen, parameters or {}).initiate(redirect_uri=redirect_uri)
+        pending = await self._flow(provider, chosen, parameters or {}, ref.account).initiate(redirect_uri=redirect_uri)
         return replace(pending, private={**pending.private, "account": ref.account})
 
     @asynccontextmanager
@@ -163,7 +163,7 @@ class Logins:
         Raises: LoginExpired, LoginDenied, PollFailed, ValidationFailed; TransportError: ask again later.
         """
         provider, method = self._of(pending)
-        flow = self._flow(provider, method, pending.parameters)
+        flow = self._flow(provider, method, pending.parameters, _ref(pending).account)
         result = await flow.poll(pending)
         if isinstance(result, PendingAuthorization):
             return result
@@ -186,7 +186,7 @@ class Logins:
         KeyForbidden, ValidationFailed, TransportError (the probe's), StoreError.
         """
         provider, method = self._of(pending)
-        flow = self._flow(provider, method, pending.parameters)
+        flow = self._flow(provider, method, pending.parameters, _ref(pending).account)
         return await self._save(pending, await flow.complete(pending, answer), flow, verify=verify)
 
     def _chosen(self, provider: Provider, method: str | None, redirect_uri: str | None) -> AuthMethod:
@@ -196,9 +196,15 @@ class Logins:
         provider = self._catalogue.get(pending.provider)
         return provider, self._chosen(provider, pending.method, None)
 
-    def _flow(self, provider: Provider, method: AuthMethod, parameters: Mapping[str, str]) -> AuthFlow:
+    def _flow(self, provider: Provider, method: AuthMethod, parameters: Mapping[str, str], account: str) -> AuthFlow:
         return flow_for(
-            provider, method, parameters=parameters, http=self._http, clock=self._clock, environ=self._environ
+            provider,
+            method,
+            parameters=parameters,
+            http=self._http,
+            clock=self._clock,
+            environ=self._environ,
+            account=account,
         )
 
     async def _save(
@@ -208,7 +214,7 @@ class Logins:
         identity = await flow.validate(credential) if verify else claimed(method, credential)
         base_url, hosts = _reach(provider, method, credential)
         record = Record(
-            ref=CredentialRef(provider=provider.id, account=pending.private.get("account", DEFAULT_ACCOUNT)),
+            ref=_ref(pending),
             credential=credential.pointer() if isinstance(credential, Ambient) else credential,
             identity=identity,
             hosts=hosts,
@@ -217,6 +223,10 @@ class Logins:
             restricted=method.standing == "restricted",
         )
         return _save_over(self._store, record)
+
+
+def _ref(pending: PendingAuthorization) -> CredentialRef:
+    return CredentialRef(provider=pending.provider, account=pending.private.get("account", DEFAULT_ACCOUNT))
 
 
 def _reach(provider: Provider, method: AuthMethod, credential: Credential) -> tuple[str, tuple[str, ...]]:
@@ -301,7 +311,7 @@ def _pace_seconds(pending: PendingAuthorization, failures: int) -> float:
 
 
 def _over(pending: PendingAuthorization, *, ours_first: bool, timeout: timedelta) -> LoginTimeout | LoginExpired:
-    again = f"run `valetkey login {pending.provider} --method {pending.method}` again"
+    again = f"run `{login_command(_ref(pending), method=pending.method)}` again"
     if ours_first:
         return LoginTimeout(
             f"the login at {pending.provider} was not finished within {timeout.total_seconds():.0f} s",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from valetkey.clock import Clock
-from valetkey.credential import Credential, CredentialRef, ExchangedKey, Health, OAuthToken
+from valetkey.credential import Credential, CredentialRef, ExchangedKey, Health, OAuthToken, login_command
 from valetkey.errors import (
     GenerationConflict,
     HostsNotAccepted,
@@ -33,7 +33,7 @@ from valetkey.inject import endpoint_hosts
 from valetkey.provider import AuthMethod
 from valetkey.store import Intent, Record, Retry, Store
 
-__all__ = ["Renewal", "login_command", "needs_login"]
+__all__ = ["Renewal", "needs_login"]
 
 # Design section 14: waiters give up after 30 s; a holder that wakes over 20 s late starts again.
 WAIT_SECONDS = 30.0
@@ -230,12 +230,6 @@ def needs_login(ref: CredentialRef, reason: str) -> NeedsLogin:
         provider=ref.provider,
         hint=f"run `{login_command(ref)}`",
     )
-
-
-def login_command(ref: CredentialRef) -> str:
-    """Give the command that logs this account in."""
-    account = "" if ref.account == "default" else f" --account {ref.account}"
-    return f"valetkey login {ref.provider}{account}"
 
 
 def _spent_hash(credential: Credential) -> str:

@@ -153,6 +153,21 @@ async def test_a_renewal_meanwhile_does_not_win(
 
 
 @pytest.mark.anyio
+async def test_hints_name_the_account_that_was_meant(
+    authorization_server: AuthorizationServer, logins: Logins, clock: FakeClock
+) -> None:
+    authorization_server.answers("/api/probe", status=401)
+    pending = await logins.begin("test", method="api-key", account="work")
+    with pytest.raises(KeyRejected) as rejected:
+        await logins.complete(pending, {"key": KEY})
+    assert "`valetkey login test --account work --method api-key`" in rejected.value.hint
+    pending = await logins.begin("test", method="authorization-code", account="work")
+    with pytest.raises(LoginTimeout) as late:
+        await poll_until_complete(logins, pending, clock=clock, timeout=timedelta(seconds=1))
+    assert "`valetkey login test --account work --method authorization-code`" in late.value.hint
+
+
+@pytest.mark.anyio
 async def test_accounts_have_names(
     authorization_server: AuthorizationServer, logins: Logins, store: MemoryStore
 ) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, assert_never
 
+from valetkey.credential import DEFAULT_ACCOUNT
+
 if TYPE_CHECKING:
     from valetkey.clock import Clock
     from valetkey.credential import Credential, Identity
@@ -25,12 +27,19 @@ def flow_for(
     http: HttpClient,
     clock: Clock,
     environ: Mapping[str, str],
+    account: str = DEFAULT_ACCOUNT,
 ) -> AuthFlow:
     """Give the flow of the method's kind. Each is imported only when it is wanted: `valetkey token` asks for none."""
     from valetkey.flows.context import Context
 
     context = Context(
-        provider=provider, method=method, parameters=dict(parameters), http=http, clock=clock, environ=environ
+        provider=provider,
+        method=method,
+        parameters=dict(parameters),
+        http=http,
+        clock=clock,
+        environ=environ,
+        account=account,
     )
     match method.kind:
         case "api-key":

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from valetkey.clock import Clock
+from valetkey.credential import DEFAULT_ACCOUNT, CredentialRef, login_command
 from valetkey.errors import InitiationFailed
 from valetkey.http import HttpClient
 from valetkey.inject import fill
@@ -16,7 +17,7 @@ __all__ = ["Context"]
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """One way to log in at one provider, with `parameters` as given by the user so far."""
+    """One way to log in at one provider, with `parameters` as given by the user so far; `account` is named in hints."""
 
     provider: Provider
     method: AuthMethod
@@ -24,6 +25,7 @@ class Context:
     http: HttpClient
     clock: Clock
     environ: Mapping[str, str]
+    account: str = DEFAULT_ACCOUNT
 
     @property
     def id(self) -> str:
@@ -33,7 +35,7 @@ class Context:
     @property
     def login(self) -> str:
         """The command that logs in this way, for hints."""
-        return f"valetkey login {self.provider.id} --method {self.method.id}"
+        return login_command(CredentialRef(provider=self.provider.id, account=self.account), method=self.method.id)
 
     def check_client(self) -> None:
         """Refuse to begin where the declaration leaves the client id to the user. Raises: InitiationFailed."""
