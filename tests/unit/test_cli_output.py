@@ -1,0 +1,61 @@
+"""What a person sees: tables that fit, text that cannot move the cursor, times in words."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from tests.support.clock import START
+from valetkey.cli.output import ago, plain, table, until, width_of
+
+
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_a_table_fits_the_terminal_whatever_is_in_it(width: int) -> None:
+    rows = [("a" * 200, "b", "日本語" * 30), ("x", "y" * 50, "z")]
+    lines = table(("ONE", "TWO", "THREE"), rows, width=width)
+    assert len(lines) == 3
+    assert all(width_of(line) <= max(width, 3 * 6 + 4) for line in lines)
+    assert "…" in lines[1]
+
+
+def test_a_table_in_a_pipe_cuts_nothing() -> None:
+    assert table(("ONE",), [("a" * 200,)])[1] == "a" * 200
+
+
+def test_columns_stand_below_each_other_also_with_wide_letters() -> None:
+    lines = table(("A", "B"), [("日本", "1"), ("abcd", "2")])
+    assert lines == ["A     B", "日本  1", "abcd  2"]
+
+
+@pytest.mark.parametrize("text", ["\x1b[31mred", "\x07", "\x9b2J", "a\rb", "\u202eevil", "\x00"])
+def test_control_characters_do_not_reach_the_terminal(text: str) -> None:
+    shown = plain(text)
+    assert not any(c in shown for c in "\x1b\x07\x9b\r\u202e\x00")
+    assert "?" in shown
+
+
+def test_a_line_end_in_a_cell_does_not_break_the_table() -> None:
+    assert table(("A",), [("x\ny\tz",)]) == ["A", "x y z"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "in 0 s"),
+        (59, "in 59 s"),
+        (60, "in 1 min"),
+        (3600, "in 1 h"),
+        (86400, "in 24 h"),
+        (3 * 86400, "in 3 days"),
+        (-120, "2 min ago"),
+    ],
+)
+def test_an_end_is_told_in_words(seconds: int, said: str) -> None:
+    assert until(START + timedelta(seconds=seconds), START) == said
+
+
+def test_what_has_no_end_or_lies_ahead_is_told_too() -> None:
+    assert until(None, START) == "-"
+    assert ago(START + timedelta(hours=1), START) == "0 s ago"
+    assert ago(START - timedelta(days=40), START) == "40 days ago"
