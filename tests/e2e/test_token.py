@@ -158,3 +158,32 @@ def test_the_short_way_imports_nothing_heavy(store: Store) -> None:
     heavy = {"click", "asyncio", "httpx2", "dataclasses", "tomllib", "logging", "keyring", "socket", "subprocess"}
     assert imported & heavy == set()
     assert "valetkey.stores.quick" in imported
+
+
+def test_a_reader_that_went_away_gets_neither_a_traceback_nor_a_word(store: Store) -> None:
+    save(store, KEY)
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "valetkey", "token", "openai"],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_full_disk_under_stdout_is_told(store: Store) -> None:
+    save(store, KEY)
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "valetkey", "token", "openai"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("valetkey: error: no space left on device\nvaletkey: hint: ")

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["fast"]
 
+# What a program that a closed pipe killed ends with: 128 + SIGPIPE.
+_PIPE_CLOSED = 141
+
 
 def fast(argv: list[str]) -> int | None:
     """Print the credential and give 0, or None where the whole command has to look."""
@@ -31,8 +34,21 @@ def fast(argv: list[str]) -> int | None:
     value = _usable(record) if record is not None else None
     if value is None:
         return None
-    sys.stdout.write(value + "\n")
-    sys.stdout.flush()
+    return _print(value)
+
+
+def _print(value: str) -> int:
+    try:
+        sys.stdout.write(value + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        # The interpreter's own last flush is to be quiet as well.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, BrokenPipeError):
+            return _PIPE_CLOSED
+        sys.stderr.write(f"valetkey: error: {(error.strerror or 'the output cannot be written').lower()}\n")
+        sys.stderr.write("valetkey: hint: check where standard output goes, and the free space there\n")
+        return 1
     return 0
 
 
