@@ -16,7 +16,6 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 3 needs login, 4 refused by policy
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import importlib
 import json
@@ -163,6 +162,8 @@ class State:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run asynchronous work to its end. Ctrl-C cancels it and comes out as KeyboardInterrupt."""
+        import asyncio
+
         return asyncio.run(work)
 
     @cached_property
@@ -383,7 +384,7 @@ class Commands(click.Group):
 @_FLAGS[1]
 @_FLAGS[2]
 def valetkey() -> None:
-    """Log in once to every AI provider; every tool then works, and none of them ever sees the key."""
+    """Log in once to every AI provider; every tool then works."""
 
 
 # --- the end ---------------------------------------------------------------------------------
