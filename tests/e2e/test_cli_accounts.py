@@ -77,6 +77,7 @@ def test_a_key_from_a_file_or_the_environment_is_taken(valetkey: CommandLine, tm
 def test_a_key_on_the_command_line_is_refused_and_not_repeated(valetkey: CommandLine) -> None:
     done = valetkey("login", "acme", "--key", KEY)
     assert done.status == 2
+    assert "a key on the command line can be read by every program" in done.err
     assert "valetkey: hint: pipe it" in done.err
     assert KEY not in done.err + done.out
     assert valetkey.accounts() == []
