@@ -1,3 +1,5 @@
+"""The form that asks for a key, and what a provider says to it."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

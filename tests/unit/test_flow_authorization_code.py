@@ -1,3 +1,5 @@
+"""The browser login: its URL, what comes back or is pasted, and the exchange of the code."""
+
 from __future__ import annotations
 
 import base64

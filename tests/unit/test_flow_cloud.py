@@ -1,3 +1,5 @@
+"""Cloud logins: parameters, and sources that are read at each use."""
+
 from __future__ import annotations
 
 import asyncio

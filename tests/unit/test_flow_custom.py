@@ -1,3 +1,5 @@
+"""The form that registers a server of the user's own."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

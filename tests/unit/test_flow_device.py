@@ -1,3 +1,5 @@
+"""The device login of RFC 8628: codes, waiting, and every way it ends."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,3 +1,5 @@
+"""A token that buys a short-lived key, again and again."""
+
 from __future__ import annotations
 
 import time

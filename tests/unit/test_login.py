@@ -1,3 +1,5 @@
+"""Logins under way: what is stored when, and what never is."""
+
 from __future__ import annotations
 
 import asyncio

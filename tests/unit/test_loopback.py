@@ -1,3 +1,5 @@
+"""The port that waits for the browser, its strangers and its end."""
+
 from __future__ import annotations
 
 import asyncio

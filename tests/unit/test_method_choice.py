@@ -1,3 +1,5 @@
+"""Which way to log in is chosen where."""
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,3 +1,5 @@
+"""What token endpoints answer, well and badly, and what is made of it."""
+
 from __future__ import annotations
 
 import base64

@@ -229,7 +229,8 @@ class _Reader:
 
     def string_or_none(self, key: str) -> str | None:
         if key in self._left and self._left[key] is None:
-            return self._left.pop(key)  # type: ignore[no-any-return]
+            del self._left[key]
+            return None
         return self.take(key, str)
 
     def strings(self, key: str) -> tuple[str, ...]:
