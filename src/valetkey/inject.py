@@ -163,12 +163,17 @@ def reach(provider: Provider, method: AuthMethod, parameters: Mapping[str, str])
 
 
 def endpoint_hosts(method: AuthMethod, parameters: Mapping[str, str]) -> tuple[str, ...]:
-    """Give the hosts that get this login's tokens to renew, exchange or revoke; with a port where one is named."""
+    """Give the hosts that get this login's tokens to renew, exchange or revoke; with a port where one is named.
+
+    Raises: InvalidBaseUrl as `reach` does.
+    """
     exchange = method.exchange
     addresses = (
         method.token_endpoint,
         method.revocation_endpoint,
         (exchange.get or exchange.post) if exchange is not None else None,
     )
-    found = {urlsplit(fill(address, parameters)).netloc.lower() for address in addresses if address}
-    return tuple(sorted(found))
+    filled = [fill(address, parameters) for address in addresses if address]
+    for address in filled:
+        check_url(address, query=True)
+    return tuple(sorted({urlsplit(address).netloc.lower() for address in filled}))

@@ -19,11 +19,11 @@ from valetkey.access import Access
 from valetkey.account_state import AccountState
 from valetkey.broker import Broker
 from valetkey.checking import check
-from valetkey.credential import ApiKey, CredentialRef, Health, Secret
+from valetkey.credential import ApiKey, CredentialRef, Health, OAuthToken, Secret
 from valetkey.errors import HostsNotAccepted, InvalidBaseUrl, InvalidParameter
 from valetkey.http import HttpClient
 from valetkey.httpx_auth import AccountAuth
-from valetkey.inject import headers_for, reach
+from valetkey.inject import endpoint_hosts, headers_for, reach
 from valetkey.provider import Api, AuthMethod, Call, Claims, Inject, Parameter, Provider, When
 from valetkey.store import Record
 
@@ -150,6 +150,24 @@ def test_a_parameter_leads_a_login_neither_to_a_public_host_by_http_nor_to_a_met
     assert reach(provider, provider.auth[0], {"host": "gw.internal"}) == ("http://gw.internal/v1", ("gw.internal",))
     with pytest.raises(InvalidBaseUrl):
         reach(provider, provider.auth[0], {"host": host})
+
+
+@pytest.mark.parametrize("host", ["evil.test", "169.254.169.254", "2130706433"])
+async def test_a_parameter_leads_no_code_and_no_refresh_token_there_either(host: str) -> None:
+    url = "http://gw.internal"
+    declared = replace(declarations.method("device", url), token_endpoint="http://{host}/token")
+    flow = declarations.flow(declared, url, http=HttpClient(), clock=FakeClock(), parameters={"host": host})
+    token = OAuthToken(
+        method="device",
+        access_token=Secret("a" * 20),
+        refresh_token=Secret("r" * 20),
+        issued_at=FakeClock().now(),
+        parameters={"host": host},
+    )
+    with pytest.raises(InvalidBaseUrl):
+        await flow.refresh(token)
+    with pytest.raises(InvalidBaseUrl):
+        endpoint_hosts(declared, {"host": host})
 
 
 @pytest.mark.parametrize("value", ["a/b", "a:443", "*", "x@evil", "a\\", "a b", "a\n"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from valetkey.address import check_url
 from valetkey.clock import Clock
 from valetkey.credential import DEFAULT_ACCOUNT, CredentialRef, login_command
 from valetkey.errors import InitiationFailed
@@ -47,5 +48,10 @@ class Context:
             )
 
     def url(self, template: str, parameters: Mapping[str, str]) -> str:
-        """Fill the parameters into an endpoint's address."""
-        return fill(template, parameters)
+        """Fill the parameters into an endpoint's address.
+
+        Raises: InvalidBaseUrl when what they make of it is a metadata service's or leaves by plain http.
+        """
+        url = fill(template, parameters)
+        check_url(url, query=True)
+        return url
