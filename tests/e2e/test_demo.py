@@ -20,7 +20,7 @@ def line(home: Path, tmp_path: Path) -> CommandLine:
 def test_the_demo_shows_each_command_before_it_runs_and_leaves_nothing(
     line: CommandLine, home: Path, tmp_path: Path
 ) -> None:
-    done = line("demo")
+    done = line("demo", patience_seconds=90)
     assert done.status == 0, done.err
     shown = [text for text in done.out.splitlines() if text.startswith("$ ")]
     words = ["valetkey providers add", "valetkey login", "valetkey list", "valetkey ask", "grep -rl"]
@@ -40,5 +40,5 @@ def test_the_demo_shows_each_command_before_it_runs_and_leaves_nothing(
 
 @pytest.mark.xdist_group("model")
 def test_the_demo_in_json_is_one_document(line: CommandLine) -> None:
-    done = line("demo", "--json")
+    done = line("demo", "--json", patience_seconds=90)
     assert (done.status, done.json) == (0, {"answered": True})

@@ -64,14 +64,20 @@ class CommandLine:
             **self.environ,
         }
 
-    def __call__(self, *words: str, stdin: str | bytes = b"", environ: Mapping[str, str] | None = None) -> Done:
+    def __call__(
+        self,
+        *words: str,
+        stdin: str | bytes = b"",
+        environ: Mapping[str, str] | None = None,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> Done:
         """Run it without a terminal."""
         done = subprocess.run(
             [sys.executable, "-m", "valetkey", *words],
             input=stdin.encode() if isinstance(stdin, str) else stdin,
             env={**self.environ, **(environ or {})},
             capture_output=True,
-            timeout=PATIENCE_SECONDS,
+            timeout=patience_seconds,
             check=False,
         )
         return Done(status=done.returncode, out=done.stdout.decode(), err=done.stderr.decode())
