@@ -97,12 +97,17 @@ def _stay_on_hosts(request: httpx2.Request, access: Access, *, asynchronous: boo
             return
         named = next((value for name, value in head.headers if name.lower() == b"host"), head.url.host)
         host = named.decode("ascii", "replace").lower()
-        # Through a proxy the whole address is the target.
-        plain = head.url.scheme == b"http" if head.url.target.startswith(b"/") else head.url.target[:5] == b"http:"
         if access.credential is None:
             return
+        # To a proxy that is to pass plain http on, the whole address is the target; https goes through a tunnel.
+        if head.url.target.startswith(b"http:"):
+            raise HostsNotAccepted(
+                f"a proxy on the way to {host} would read the credential of {access.ref}",
+                provider=access.ref.provider,
+                hint=f"use https, or leave the proxy out: NO_PROXY={host.partition(':')[0]}",
+            )
         try:
-            access.check_place(f"http{'' if plain else 's'}://{host}")
+            access.check_place(f"{head.url.scheme.decode('ascii')}://{host}")
         except HostsNotAccepted as error:
             raise HostsNotAccepted(
                 f"the server redirects to {host}, where {access.ref} may not be used: {error.message}",

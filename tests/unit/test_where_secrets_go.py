@@ -228,6 +228,24 @@ def test_a_proxy_gets_no_key_that_goes_by_plain_http(
     assert foreign.requests == []
 
 
+def test_a_proxy_of_the_caller_s_client_gets_no_key_either(own: LocalServer, foreign: LocalServer) -> None:
+    access = Access(
+        ref=CredentialRef(provider="acme"),
+        provider=Provider(id="acme", name="Acme", api=Api(base_url=own.url), auth=(METHOD,)),
+        method=METHOD,
+        credential=CREDENTIAL,
+        source="stored",
+        base_url=own.url,
+        hosts=(own.url.removeprefix("http://"),),
+    )
+    auth = AccountAuth("acme", broker=Serving(access_given=access))  # type: ignore[arg-type]  # what it asks
+    with httpx2.Client(auth=auth, proxy=foreign.url) as client, pytest.raises(HostsNotAccepted, match="proxy"):
+        client.get(f"{own.url}/v1")
+    with httpx2.Client(auth=auth) as client:
+        assert client.get(f"{own.url}/v1").status_code == 200
+    assert foreign.requests == []
+
+
 def test_a_cookie_of_one_account_does_not_go_out_with_another() -> None:
     with LocalServer(lambda _: Answer(headers={"set-cookie": "session=first; Path=/"})) as server:
         http = HttpClient()
