@@ -257,11 +257,13 @@ def test_a_backup_comes_back_on_another_machine(line: CommandLine, server: Local
     assert line("token", "acme").out == KEY + "\n"
     other = CommandLine(home=tmp_path / "other")
     (tmp_path / "other").mkdir(mode=0o700)
-    declare(other, server.url)
     wrong = other("store", "restore", str(backup), "--passphrase-file", "-", stdin="wrong\n")
     assert wrong.status == 1
     assert "another passphrase, or the file is damaged" in wrong.err
-    assert other("store", "restore", str(backup), "--passphrase-file", str(phrase), "--json").json["accounts"] == 1
+    done = other("store", "restore", str(backup), "--passphrase-file", str(phrase), "--json")
+    assert (done.json["accounts"], done.json["undeclared"]) == (1, ["acme"])
+    assert "not declared here: acme" in done.err
+    declare(other, server.url)
     assert other("token", "acme").out == KEY + "\n"
 
 

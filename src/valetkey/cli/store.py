@@ -94,11 +94,26 @@ def restore(state: State, *, file: Path, passphrase_file: str | None, force: boo
         ),
         force=force,
     )
-    count = len(state.store.accounts())
-    state.emit({"file": str(file), "accounts": count, "aside": None if aside is None else str(aside)})
+    accounts = state.store.accounts()
+    count = len(accounts)
+    # A backup holds no declarations: they are files, and may name hosts that this machine should not trust unseen.
+    undeclared = sorted({a.ref.provider for a in accounts} - set(state.catalogue.ids()))
+    state.emit(
+        {
+            "file": str(file),
+            "accounts": count,
+            "aside": None if aside is None else str(aside),
+            "undeclared": undeclared,
+        }
+    )
     state.say(f"Restored {count} account{'' if count == 1 else 's'} from {file}.", fg="green")
     if aside is not None:
         state.say(f"The store that was there is now {aside}")
+    if undeclared:
+        state.note(
+            f"not declared here: {', '.join(undeclared)}; copy their files into {state.paths.providers}, "
+            "or add them with `valetkey providers add`"
+        )
 
 
 def _passphrase(state: State, path: str | None, label: str, *, new: bool = True) -> Secret:
