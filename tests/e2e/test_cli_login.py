@@ -230,6 +230,13 @@ def test_without_a_browser_the_address_is_pasted_also_in_pieces(valetkey: Comman
         assert terminal.end() == 0
 
 
+def test_no_address_is_shown_where_nothing_can_be_pasted(valetkey: CommandLine, idp: OidcProvider) -> None:
+    done = valetkey("login", "web", "--no-browser")
+    assert done.status == 2
+    assert "no terminal to paste it on" in done.err
+    assert idp.issuer not in done.err
+
+
 def test_another_logins_state_ends_it(valetkey: CommandLine, idp: OidcProvider) -> None:
     with valetkey.terminal("login", "web", "--no-browser") as terminal:
         terminal.expect("paste here the code")

@@ -301,12 +301,12 @@ async def _first(waiting: list[asyncio.Task[Account]]) -> Account:
 
 
 async def _paste(state: State, pending: PendingAuthorization, action: OpenBrowser, wanted: Wanted) -> Account:
-    _show_address(action, opened=wanted.choice.open_browser)
     if not state.interactive:
         raise UsageError(
             "the code of this login is pasted, and there is no terminal to paste it on",
             hint="run it on a terminal, or use another --method",
         )
+    _show_address(action, opened=wanted.choice.open_browser)
     _show("Then paste here the code that the page shows, or the address that the browser ends at, and Enter.")
     if wanted.choice.open_browser:
         _open(action.authorization_url)
