@@ -36,7 +36,10 @@ _HEADINGS = ("PROVIDER", "ACCOUNT", "HOW", "SOURCE", "WHO", "HEALTH", "EXPIRES")
 @click.option("--limit", type=click.IntRange(1, 100_000), help="Give at most so many stored accounts.")
 @click.option("--after", metavar="PROVIDER@ACCOUNT", help="Begin behind this account (`next` of the page before).")
 def list_accounts(state: State, *, show_all: bool, limit: int | None, after: str | None) -> None:
-    """Show the accounts that there are: stored ones and those in the environment. Asks nobody, decrypts nothing."""
+    """Show the accounts that there are: stored ones and those in the environment. Asks nobody, decrypts nothing.
+
+    Of several accounts of a provider, `*` marks the one that is used where none is named.
+    """
     from valetkey import sdk
 
     found = sdk.accounts(after=_ref(after), limit=limit or _PAGE, broker=state.broker)

@@ -11,7 +11,7 @@ from valetkey.errors import NotForThisUse, NotLoggedIn
 __all__ = ["token"]
 
 
-@command("token")
+@command("token", short_help="Print a fresh credential.")
 @click.argument("name", metavar="PROVIDER[@ACCOUNT]")
 def token(state: State, *, name: str) -> None:
     """Print a fresh credential, for a program that asks before each request."""

@@ -50,9 +50,9 @@ async def probe_dialects(
         refused = control.status in (401, 403)
         raise ProviderCheckFailed(
             f"{host} wants a key before it says what it speaks" if refused else f"{host} answers in no known dialect",
-            hint="give the right key, or name it with --dialect"
+            hint="give its key with `--key -`, or say with --dialect what it speaks"
             if refused
-            else "check the base URL, or name it with --dialect",
+            else "check the base URL, or say with --dialect what it speaks",
         )
     return found
 
