@@ -36,7 +36,7 @@ class Model:
     key: str
 
 
-@command("demo")
+@command("demo", short_help="See it work with a small, real model.")
 def demo(state: State) -> None:
     """Show it all with a real, small model on this machine: add, log in, list, ask."""
     if gguf() is None:
@@ -67,7 +67,7 @@ def _play(state: State, home: Path, model: Model) -> None:
         path.name for path in sorted(home.rglob("*")) if path.is_file() and model.key.encode() in path.read_bytes()
     ]
     say()
-    say("$ grep -rl KEY $VALETKEY_HOME")
+    say("$ grep -rl $KEY $VALETKEY_HOME")
     if found:
         raise ValetkeyError(f"the key was found in {', '.join(found)}", hint="do not use this version; report it")
     say(f"(nothing: the key is in none of the {sum(p.is_file() for p in home.rglob('*'))} files)", fg="green")
