@@ -12,7 +12,7 @@ from valetkey.credential import ApiKey, Credential, CredentialRef, Fields, Ident
 from valetkey.errors import HostsNotAccepted, InvalidParameter, NotForThisUse
 from valetkey.provider import AuthMethod, Provider
 
-__all__ = ["Access", "Use", "check_forms", "check_use", "credential_in", "defaults_of"]
+__all__ = ["Access", "Use", "check_use", "credential_in", "defaults_of", "from_environment", "without_credential"]
 
 Use = Literal["token", "exec", "helper", "ask", "chat", "auth", "probe"]
 # Design section 14: restricted logins serve none of these; one that names its agents serves them alone.
@@ -128,3 +128,43 @@ def credential_in(environ: Mapping[str, str], method: AuthMethod) -> Credential 
         return Fields(method=method.id, values=found, parameters=parameters)
     value = next((environ[n] for n in method.environment if environ.get(n)), None)
     return None if value is None else ApiKey(method=method.id, key=Secret(value), parameters=parameters)
+
+
+def from_environment(environ: Mapping[str, str], ref: CredentialRef, provider: Provider) -> Access | None:
+    """Give what the environment holds for `provider`. Raises: InvalidParameter."""
+    for method in provider.auth:
+        credential = credential_in(environ, method)
+        if credential is None:
+            continue
+        check_forms(method, credential.parameters)
+        base_url, hosts = inject.reach(provider, method, credential.parameters)
+        return Access(
+            ref=ref,
+            provider=provider,
+            method=method,
+            credential=credential,
+            source="environment",
+            base_url=base_url,
+            hosts=hosts,
+            variable=next((n for n in method.environment if environ.get(n)), None),
+        )
+    return None
+
+
+def without_credential(environ: Mapping[str, str], ref: CredentialRef, provider: Provider) -> Access | None:
+    """Give the access to a server that needs no credential. Raises: InvalidParameter."""
+    for method in provider.auth:
+        if method.optional:
+            parameters = defaults_of(environ, method) or {}
+            check_forms(method, parameters)
+            base_url, hosts = inject.reach(provider, method, parameters)
+            return Access(
+                ref=ref,
+                provider=provider,
+                method=method,
+                credential=None,
+                source="none",
+                base_url=base_url,
+                hosts=hosts,
+            )
+    return None

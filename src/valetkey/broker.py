@@ -16,8 +16,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-from valetkey import inject
-from valetkey.access import Access, Use, check_forms, check_use, credential_in, defaults_of
+from valetkey.access import Access, Use, check_use, from_environment, without_credential
 from valetkey.clock import Clock, SystemClock
 from valetkey.config import Config, load
 from valetkey.credential import (
@@ -117,7 +116,7 @@ class Broker:
             record = await self._fresh(record, method, rejected)
             return self._stored(provider, method, record)
         if "@" not in name:
-            found = self._from_environment(ref, provider) or self._without(ref, provider)
+            found = from_environment(self.environ, ref, provider) or without_credential(self.environ, ref, provider)
             if found is not None:
                 check_use(ref, found.method, use, restricted=found.method.standing == "restricted")
                 return found
@@ -163,42 +162,6 @@ class Broker:
             hosts=record.hosts,
             identity=record.identity,
         )
-
-    def _from_environment(self, ref: CredentialRef, provider: Provider) -> Access | None:
-        for method in provider.auth:
-            credential = credential_in(self.environ, method)
-            if credential is None:
-                continue
-            check_forms(method, credential.parameters)
-            base_url, hosts = inject.reach(provider, method, credential.parameters)
-            return Access(
-                ref=ref,
-                provider=provider,
-                method=method,
-                credential=credential,
-                source="environment",
-                base_url=base_url,
-                hosts=hosts,
-                variable=next((n for n in method.environment if self.environ.get(n)), None),
-            )
-        return None
-
-    def _without(self, ref: CredentialRef, provider: Provider) -> Access | None:
-        for method in provider.auth:
-            if method.optional:
-                parameters = defaults_of(self.environ, method) or {}
-                check_forms(method, parameters)
-                base_url, hosts = inject.reach(provider, method, parameters)
-                return Access(
-                    ref=ref,
-                    provider=provider,
-                    method=method,
-                    credential=None,
-                    source="none",
-                    base_url=base_url,
-                    hosts=hosts,
-                )
-        return None
 
     def _method_of(self, provider: Provider, credential: Credential) -> AuthMethod:
         method = provider.method(credential.method)
