@@ -42,7 +42,7 @@ def main() -> None:
     params.model_alias = {MODEL}
     params.n_ctx = settings.get("n_ctx", 4096)
     # A model this small may go on and on.
-    params.n_predict = 128
+    params.n_predict = settings.get("n_predict", 128)
     params.ui = False
     params.port = settings.get("port", 0)
     params.api_keys = [settings["api_key"]] if settings.get("api_key") else []

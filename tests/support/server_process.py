@@ -11,12 +11,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["node_server", "python_server", "running"]
+__all__ = ["node_server", "running"]
 
 _SUPPORT = Path(__file__).parent
 # Loading the model takes a second; this is for a machine under load.
@@ -29,11 +28,6 @@ def node_server(name: str) -> list[str]:
     if node is None or not (_SUPPORT.parents[1] / "node_modules").is_dir():
         raise RuntimeError("the test servers are not installed: run `make install` (it needs Node 20 and npm)")
     return [node, "--no-warnings", str(_SUPPORT / name / "server.mjs")]
-
-
-def python_server(name: str) -> list[str]:
-    """Give the command for `tests/support/<name>.py`."""
-    return [sys.executable, str(_SUPPORT / f"{name}.py")]
 
 
 @contextlib.contextmanager

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from tests.support.server_process import node_server, python_server, running
+from tests.support.server_process import node_server, running
 
 __all__ = ["ApiMock", "ModelServer", "api_mock", "model_server"]
 
@@ -39,7 +40,7 @@ class ApiMock:
 def model_server() -> Iterator[ModelServer]:
     """Start the model behind a random key."""
     key = "sk-local-" + secrets.token_hex(20)
-    with running(python_server("model_server"), {"api_key": key}) as said:
+    with running([sys.executable, "-m", "valetkey.demo_model"], {"api_key": key, "n_predict": 64}) as said:
         yield ModelServer(url=said["url"], model=said["model"], api_key=key)
 
 

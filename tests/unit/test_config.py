@@ -79,10 +79,10 @@ def test_client_ids_are_the_users_own_data(home: Path) -> None:
 
 
 def test_the_nearest_folder_says_which_account_serves(home: Path) -> None:
-    write(home, '[folders."~/work"]\nanthropic = "work"\nopenai = "work"\n[folders."~/work/a.b"]\nopenai = "ab"\n')
+    write(home, '[folders."~/jobs"]\nanthropic = "work"\nopenai = "work"\n[folders."~/jobs/a.b"]\nopenai = "ab"\n')
     config = load(environ(home))
-    assert config.accounts_here(Path("/home/someone/work/a.b/src")) == {"anthropic": "work", "openai": "ab"}
-    assert config.accounts_here(Path("/home/someone/work/other")) == {"anthropic": "work", "openai": "work"}
+    assert config.accounts_here(Path("/home/someone/jobs/a.b/src")) == {"anthropic": "work", "openai": "ab"}
+    assert config.accounts_here(Path("/home/someone/jobs/other")) == {"anthropic": "work", "openai": "work"}
     assert config.accounts_here(Path("/home/someone/workshop")) == {}
 
 
