@@ -127,6 +127,14 @@ def test_contexts_that_overlap_may_end_in_any_order(broker: Broker, first_to_end
     assert dict(os.environ) == before
 
 
+def test_one_context_may_be_entered_again(broker: Broker) -> None:
+    before = dict(os.environ)
+    context = sdk.environment("acme", broker=broker)
+    with context, context:
+        assert os.environ["ACME_API_KEY"] == "key of acme"
+    assert dict(os.environ) == before
+
+
 def test_threads_that_overlap_leave_everything_as_it_was(broker: Broker) -> None:
     before = dict(os.environ)
     all_in = threading.Barrier(8)
@@ -175,7 +183,7 @@ async def test_tasks_that_overlap_or_are_cancelled_leave_everything_as_it_was(br
 
 @pytest.mark.parametrize(
     ("names", "error"),
-    [(("acme", "other@nobody"), NotLoggedIn), (("acme", "rival"), UsageError)],
+    [(("acme", "other@nobody"), NotLoggedIn), (("acme", "rival"), UsageError), (("acme", "acme@work"), UsageError)],
 )
 def test_what_cannot_be_set_whole_sets_nothing(broker: Broker, names: tuple[str, ...], error: type[Exception]) -> None:
     before = dict(os.environ)
