@@ -150,7 +150,8 @@ def test_the_menu_ends_with_servers_of_ones_own(valetkey: CommandLine, acme: Loc
         terminal.send("small" + ENTER)
         terminal.expect("API key")
         terminal.send(KEY + ENTER)
-        terminal.expect("over plain http")
+        terminal.expect("over plain http, readable on the way")
+        terminal.expect("Send it all the same? [y/N]")
         terminal.send("y" + ENTER)
         terminal.expect("Added my-box: openai-chat")
         assert terminal.end() == 0

@@ -204,7 +204,8 @@ def _add(state: State, name: str, *, allow_http: bool, **options: Any) -> None:
     except InvalidBaseUrl as error:
         if allow_http or not state.interactive or not str(options["base_url"]).startswith("http://"):
             raise
-        if not state.confirm(f"{error.message}. Do it all the same?", yes=False):
+        state.note(error.message)
+        if not state.confirm("Send it all the same?", yes=False):
             raise
         provider = state.run(once(allowed=True))
     model = _first_model(state, provider)

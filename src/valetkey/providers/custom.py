@@ -108,7 +108,7 @@ def check_base_url(base_url: str, *, with_key: bool, allow_http: bool) -> None:
     host = check_url(base_url)
     if base_url.startswith("http://") and with_key and not allow_http:
         raise InvalidBaseUrl(
-            f"the key would go to {host} over plain http, readable for everybody on the way",
+            f"the key would go to {host} over plain http, readable on the way",
             hint="use https, or say yes with --allow-http",
         )
 
