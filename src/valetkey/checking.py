@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from valetkey.access import Access
 from valetkey.account_state import AccountState, state_of
-from valetkey.credential import Credential, CredentialRef, Health, Identity, expires_at_of, secrets_of
+from valetkey.credential import DEFAULT_ACCOUNT, Credential, CredentialRef, Health, Identity, expires_at_of, secrets_of
 from valetkey.errors import (
     CredentialExpired,
     KeyForbidden,
@@ -38,8 +38,12 @@ async def check(broker: Broker, name: str) -> AccountState:
     """
     try:
         access = await broker.access(name, use="probe")
-    except (UnknownProvider, NotLoggedIn):
+    except NotLoggedIn:
         raise
+    except UnknownProvider:
+        if (undeclared := _undeclared(broker, name)) is None:
+            raise
+        return undeclared
     except ValetkeyError as error:
         return _judged(broker, _without_access(broker, name), error)
     if access.credential is None:
@@ -121,6 +125,17 @@ def _without_access(broker: Broker, name: str) -> AccountState:
     if account is not None:
         return state_of(account, broker.clock.now())
     return AccountState(ref=ref, source="environment", method="", kind="", health=Health.UNKNOWN)
+
+
+def _undeclared(broker: Broker, name: str) -> AccountState | None:
+    """Give a stored account whose provider's file is gone: it must not keep the others from being looked at."""
+    provider, _, account = name.partition("@")
+    ref = CredentialRef(provider=provider, account=account or DEFAULT_ACCOUNT)
+    stored = broker.store.account(ref)
+    if stored is None:
+        return None
+    state = state_of(stored, broker.clock.now())
+    return replace(state, health=Health.UNKNOWN, reason=f"the provider {provider} is not declared here")
 
 
 def _judged(broker: Broker, state: AccountState, error: ValetkeyError) -> AccountState:

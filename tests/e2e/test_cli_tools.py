@@ -263,6 +263,10 @@ def test_a_backup_comes_back_on_another_machine(line: CommandLine, server: Local
     done = other("store", "restore", str(backup), "--passphrase-file", str(phrase), "--json")
     assert (done.json["accounts"], done.json["undeclared"]) == (1, ["acme"])
     assert "not declared here: acme" in done.err
+    status = other("status", "--json")
+    assert status.status == 1
+    assert [a["reason"] for a in status.json["accounts"]] == ["the provider acme is not declared here"]
+    assert failing(other) == (19, "account")
     declare(other, server.url)
     assert other("token", "acme").out == KEY + "\n"
 

@@ -212,11 +212,10 @@ def _online(state: State) -> Iterator[Finding]:
                 yield finding
     names = [str(a.ref) for a in accounts if a.source == "stored"]
     names += [a.ref.provider for a in accounts if a.source == "environment" and not a.shadowed]
+    # What cannot be reached was told above.
+    unreachable = {p.id for p in state.catalogue.all() if p.id not in reachable and "{" not in p.api.base_url}
     for name in names:
-        provider_id = name.partition("@")[0]
-        known = provider_id in reachable or "{" in state.catalogue.get(provider_id).api.base_url
-        # What cannot be reached was told above.
-        if known:
+        if name.partition("@")[0] not in unreachable:
             yield _account(state, name)
 
 
