@@ -134,7 +134,9 @@ def _opened(file: str) -> TextIO:
 
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        return open(os.open(file, flags, 0o600), "a", encoding="utf-8", errors="backslashreplace")
+        descriptor = os.open(file, flags, 0o600)
+        os.fchmod(descriptor, 0o600)  # it may be an old one
+        return open(descriptor, "a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ConfigError(
             f"log.file: {file} cannot be written: {error.strerror}", hint="set log.file to a file that you may write"

@@ -170,3 +170,10 @@ def test_a_log_file_is_for_its_owner_only_and_is_added_to(tmp_path: Path) -> Non
 def test_a_log_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"log\.file"):
         log.set_up(file=str(tmp_path))
+
+
+def test_an_old_log_file_is_closed_to_others(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    file.touch(mode=0o644)
+    log.set_up(level="warning", file=str(file))()
+    assert file.stat().st_mode & 0o777 == 0o600

@@ -76,15 +76,19 @@ async def _as_token(
         try:
             identity = await flow.validate(credential)
         except KeyRejected:
-            # An access token in an old file is mostly past its end.
+            # An access token in an old file is mostly past its end. Saved at once: the file's refresh token is spent.
             credential, renewed = await flow.refresh(credential), True
+            _save(broker, replace(_record(provider, method, ref, credential), identity=identity))
             identity = await flow.validate(credential)
-    record = replace(_record(provider, method, ref, credential), identity=identity)
-    old = broker.store.account(ref)
+    return _save(broker, replace(_record(provider, method, ref, credential), identity=identity)), renewed
+
+
+def _save(broker: Broker, record: Record) -> Account:
+    old = broker.store.account(record.ref)
     broker.store.save(record if old is None else replace(record, generation=old.generation))
-    saved = broker.store.account(ref)
+    saved = broker.store.account(record.ref)
     assert saved is not None  # noqa: S101  # it was written a line above
-    return saved, renewed
+    return saved
 
 
 def _record(provider: Provider, method: AuthMethod, ref: CredentialRef, credential: Credential) -> Record:
