@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from tests.support import declarations
+from tests.support.brokers import broker_of
 from tests.support.clock import FakeClock
 from tests.support.local_server import Answer, LocalServer, Received
 from tests.support.memory_store import MemoryStore
@@ -44,16 +45,6 @@ class Serving:
 
     async def access(self, name: str, *, use: str, rejected: object = None) -> Access:
         return self.access_given
-
-
-@dataclass(frozen=True, kw_only=True)
-class Declared:
-    """A catalogue of one declaration."""
-
-    provider: Provider
-
-    def get(self, id: str) -> Provider:
-        return self.provider
 
 
 @pytest.fixture
@@ -94,13 +85,7 @@ def _broker(own: LocalServer, provider: Provider) -> Broker:
             base_url=f"{own.url}/api",
         )
     )
-    return Broker(
-        store=store,
-        catalogue=Declared(provider=provider),  # type: ignore[arg-type]  # the part of a Catalogue that a broker uses
-        http=HttpClient(),
-        clock=clock,
-        environ={},
-    )
+    return broker_of(provider, store=store, clock=clock)
 
 
 @pytest.mark.parametrize(
@@ -176,10 +161,8 @@ async def test_a_parameter_of_the_environment_has_the_declared_form_or_the_key_s
     api = Api(base_url="https://{name}.acme.test/v1", hosts=("{name}.acme.test",))
     method = replace(METHOD, environment=("ACME_KEY",), parameters=(parameter,))
     clock = FakeClock()
-    broker = Broker(
-        store=MemoryStore(clock=clock),
-        catalogue=Declared(provider=Provider(id="acme", name="Acme", api=api, auth=(method,))),  # type: ignore[arg-type]  # as above
-        http=HttpClient(),
+    broker = broker_of(
+        Provider(id="acme", name="Acme", api=api, auth=(method,)),
         clock=clock,
         environ={"ACME_KEY": KEY, "ACME_NAME": value},
     )
