@@ -301,3 +301,21 @@ def test_a_full_disk_under_stdout_is_told(valetkey: CommandLine) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("valetkey: error: no space left on device")
     assert os.path.exists("/dev/full")
+
+
+# --- which account ---------------------------------------------------------------------------
+
+
+def test_the_default_account_can_be_switched(valetkey: CommandLine) -> None:
+    valetkey("login", "acme", "--key", "-", stdin=KEY)
+    valetkey("login", "acme", "--account", "work", "--key", "-", stdin=OTHER)
+    assert valetkey("token", "acme").out == f"{KEY}\n"
+    assert valetkey("auth", "switch", "acme@work").out == "acme is now acme@work.\n"
+    assert valetkey("token", "acme").out == f"{OTHER}\n"
+
+
+@pytest.mark.parametrize(("name", "status"), [("acme", 2), ("acme@nobody", 3), ("nobody@x", 2), ("acme@", 2)])
+def test_only_an_account_that_is_there_can_be_switched_to(valetkey: CommandLine, name: str, status: int) -> None:
+    done = valetkey("auth", "switch", name)
+    assert (done.status, done.out) == (status, "")
+    assert "valetkey: hint: " in done.err

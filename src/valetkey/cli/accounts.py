@@ -1,4 +1,4 @@
-"""`list`, `status` and `logout`."""
+"""`list`, `status`, `logout` and `auth switch`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from valetkey.errors import UsageError
 if TYPE_CHECKING:
     from valetkey.account_state import AccountState
 
-__all__ = ["list_accounts", "logout", "status"]
+__all__ = ["list_accounts", "logout", "status", "switch"]
 
 # Longer lists are for `--json --limit --after`, or for grep.
 _PAGE = 1000
@@ -153,6 +153,21 @@ def logout(state: State, *, provider: str, account: str | None, yes: bool) -> No
         case "not supported":
             state.say(f"Logged out of {gone.ref} here. This login cannot be revoked from outside:")
             state.say("  delete the key in your account settings there if it should work no more.")
+
+
+@command("switch", short_help="Make an account its provider's default.")
+@click.argument("name", metavar="PROVIDER@ACCOUNT")
+def switch(state: State, *, name: str) -> None:
+    """Make this account the one that serves where only its provider is named."""
+    provider, at, account = name.partition("@")
+    if not at:
+        raise UsageError(
+            f"{name} names no account", hint="write PROVIDER@ACCOUNT; `valetkey list` shows which there are"
+        )
+    ref = CredentialRef(provider=state.catalogue.get(provider).id, account=account)
+    state.store.set_default_account(ref)
+    state.emit({"provider": ref.provider, "account": ref.account})
+    state.say(f"{ref.provider} is now {ref}.")
 
 
 def _ref(text: str | None) -> CredentialRef | None:

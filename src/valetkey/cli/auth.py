@@ -1,4 +1,4 @@
-"""`auth`: login, list, logout and status under the names that gh taught."""
+"""`auth`: login, list, logout, status and switch under the names that gh taught."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ auth = Commands(
         "logout": "valetkey.cli.accounts:logout",
         "status": "valetkey.cli.accounts:status",
         "token": "valetkey.cli.token:token",
+        "switch": "valetkey.cli.accounts:switch",
     },
     other_names={},
 )
