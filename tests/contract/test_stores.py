@@ -313,11 +313,18 @@ def test_accounts_come_in_pages_in_order(store: Store) -> None:
     assert store.accounts(limit=0) == []
 
 
-def test_the_public_columns_tell_the_last_four_and_the_times(store: Store) -> None:
-    credential = replace(_token(), access_token=Secret("a" * 20 + "wxyz"))
+def test_the_public_columns_tell_the_end_of_a_key_and_nothing_of_a_token(store: Store) -> None:
+    store.save(Record(ref=REF, credential=ApiKey(method="api-key", key=Secret("k" * 20 + "wxyz"))))
+    store.save(Record(ref=OTHER, credential=replace(_token(), access_token=Secret("a" * 20 + "wxyz"))))
+    # A token's end would be another after each renewal, and tell nobody who it is.
+    assert {account.ref: account.hint for account in store.accounts()} == {REF: "wxyz", OTHER: ""}
+
+
+def test_the_public_columns_tell_the_kind_and_the_times(store: Store) -> None:
+    credential = _token()
     store.save(Record(ref=REF, credential=credential, identity=Identity(plan="pro")))
     (account,) = store.accounts()
-    assert (account.kind, account.method, account.hint) == ("oauth-token", "device", "wxyz")
+    assert (account.kind, account.method) == ("oauth-token", "device")
     assert (account.issued_at, account.expires_at) == (credential.issued_at, credential.expires_at)
     assert (account.identity, account.health, account.created_at) == (Identity(plan="pro"), Health.OK, NOW)
     assert account == store.account(REF)

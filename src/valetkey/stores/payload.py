@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, assert_never
 
-from valetkey.credential import Ambient, ApiKey, Credential, ExchangedKey, Fields, OAuthToken, Secret, secrets_of
+from valetkey.credential import Ambient, ApiKey, Credential, ExchangedKey, Fields, OAuthToken, Secret
 from valetkey.errors import RecordDamaged
 from valetkey.store import Record
 
@@ -41,10 +41,16 @@ def kind_of(credential: Credential) -> str:
 
 
 def last_four_of(credential: Credential) -> str:
-    """Give the last four of its first secret; nothing for a pointer, which holds none."""
-    if isinstance(credential, Ambient):
-        return ""
-    return next((secret.last_four for secret in secrets_of(credential).values()), "")
+    """Give the last four of a key that the user knows; nothing for tokens, which change, and pointers."""
+    match credential:
+        case ApiKey():
+            return credential.key.last_four
+        case Fields():
+            return next((secret.last_four for secret in credential.values.values()), "")
+        case OAuthToken() | ExchangedKey() | Ambient():
+            return ""
+        case _:
+            assert_never(credential)
 
 
 def payload_of(record: Record) -> bytes:
