@@ -103,6 +103,22 @@ def test_what_was_sent_does_not_come_back_in_the_error() -> None:
     assert len(refused.description) <= 200
 
 
+@pytest.mark.parametrize("device_code", ["d", "pending", "authorization_pending"])
+def test_the_error_code_stays_as_it_is_whatever_was_sent(device_code: str) -> None:
+    refused = read_answer(
+        answer(400, {"error": "authorization_pending"}), errors_in_200=False, now=START, sent=[device_code]
+    )
+    assert isinstance(refused, Refused)
+    assert refused.error == "authorization_pending"
+
+
+def test_what_is_too_short_to_be_a_secret_stays_in_the_description() -> None:
+    body = {"error": "invalid_grant", "error_description": "the code is expired"}
+    assert str(read_answer(answer(400, body), errors_in_200=False, now=START, sent=["e", "expired"])) == (
+        "invalid_grant (the code is expired)"
+    )
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [

@@ -40,6 +40,8 @@ __all__ = [
 # What an honest server says in one sentence; the rest could be anything.
 MAX_DESCRIPTION_CHARS = 200
 MAX_ERROR_CHARS = 80
+# What is shorter stands in any sentence by chance, and is no secret worth the name.
+MIN_SECRET_CHARS = 8
 # A life beyond this is a mistake of units (milliseconds) and would overflow a date.
 MAX_LIFE_SECONDS = 10 * 365 * 86400.0
 MAX_RETRY_AFTER_SECONDS = 86400.0
@@ -58,15 +60,20 @@ class Granted:
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """The server said no, in its own words: `error` and `description` are sanitised, and empty where it gave none."""
+    """The server said no, in its own words, which are empty where it gave none.
 
-    error: str
+    `error` is the code as it came, to decide by; in text `shown` stands for it, which like `description` is without
+    what we sent.
+    """
+
+    error: str = field(repr=False)
+    shown: str
     description: str
     status: int
     interval: float | None = None
 
     def __str__(self) -> str:
-        named = self.error or f"HTTP {self.status}"
+        named = self.shown or f"HTTP {self.status}"
         return f"{named} ({self.description})" if self.description else named
 
 
@@ -125,7 +132,7 @@ def read_answer(response: Response, *, errors_in_200: bool, now: datetime, sent:
             return refusal
         return Granted(body=document, response=response)
     if 400 <= response.status < 500:
-        return refusal or Refused(error="", description="", status=response.status)
+        return refusal or Refused(error="", shown="", description="", status=response.status)
     what = "redirects elsewhere" if 300 <= response.status < 400 else "is not a JSON object"
     raise UnclearAnswer(
         f"the token endpoint's answer (HTTP {response.status}) {what}",
@@ -151,7 +158,8 @@ def _refusal(document: Mapping[str, object], status: int, sent: list[str]) -> Re
         return None
     description = document.get("error_description")
     return Refused(
-        error=_sanitised(code, MAX_ERROR_CHARS, sent),
+        error=_sanitised(code, MAX_ERROR_CHARS, []),
+        shown=_sanitised(code, MAX_ERROR_CHARS, sent),
         description=_sanitised(description, MAX_DESCRIPTION_CHARS, sent) if isinstance(description, str) else "",
         status=status,
         interval=seconds(document.get("interval")),
@@ -160,8 +168,10 @@ def _refusal(document: Mapping[str, object], status: int, sent: list[str]) -> Re
 
 def refused(error: str, description: str) -> Refused:
     """Give an authorization response's error (RFC 6749 section 4.1.2.1), sanitised."""
+    code = _sanitised(error, MAX_ERROR_CHARS, [])
     return Refused(
-        error=_sanitised(error, MAX_ERROR_CHARS, []),
+        error=code,
+        shown=code,
         description=_sanitised(description, MAX_DESCRIPTION_CHARS, []),
         status=400,
     )
@@ -169,7 +179,8 @@ def refused(error: str, description: str) -> Refused:
 
 def _sanitised(text: str, limit: int, sent: list[str]) -> str:
     for secret in sent:
-        text = text.replace(secret, "…")
+        if len(secret) >= MIN_SECRET_CHARS:
+            text = text.replace(secret, "…")
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: limit * 4]).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
