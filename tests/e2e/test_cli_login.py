@@ -207,6 +207,17 @@ def test_a_device_login_shows_code_address_and_drawing_and_ends_when_it_is_appro
     assert valetkey.accounts() == []
 
 
+def test_on_a_dumb_terminal_nothing_is_drawn_or_overwritten(valetkey: CommandLine, idp: OidcProvider) -> None:
+    with valetkey.terminal("login", "idp", environ={"TERM": "dumb", "LINES": "60"}) as terminal:
+        idp.approve_device(user_code(terminal))
+        terminal.expect("Logged in to idp@default.")
+        assert terminal.end() == 0
+    assert "\x1b" not in terminal.shown
+    assert "█" not in terminal.shown
+    assert "▄" not in terminal.shown
+    assert "waiting for you" not in terminal.shown
+
+
 def test_a_denied_device_login_says_so(valetkey: CommandLine, idp: OidcProvider) -> None:
     with valetkey.terminal("login", "idp") as terminal:
         idp.approve_device(user_code(terminal), deny=True)

@@ -68,7 +68,12 @@ class State:
                     return True
                 case "never":
                     return False
-        return self.on_terminal and not self.environ.get("NO_COLOR") and self.environ.get("TERM") != "dumb"
+        return self.on_terminal and not self.environ.get("NO_COLOR") and not self.dumb
+
+    @property
+    def dumb(self) -> bool:
+        """Whether the terminal only prints line after line (terminfo's `dumb`): nothing can be drawn or overwritten."""
+        return self.environ.get("TERM") == "dumb"
 
     @property
     def width(self) -> int | None:
@@ -96,8 +101,8 @@ class State:
         click.echo(f"valetkey: {plain(text)}", err=True)
 
     def progress(self, text: str) -> None:
-        """Show how long work goes: one line of stderr that the next call overwrites. In a pipe nothing."""
-        if is_terminal(sys.stderr) and not self.json:
+        """Show how long work goes: one line of stderr that the next call overwrites; nothing where that cannot be."""
+        if is_terminal(sys.stderr) and not self.json and not self.dumb:
             columns = shutil.get_terminal_size((80, 24)).columns
             click.echo("\r\x1b[K" + plain(text)[: columns - 1], err=True, nl=False, color=True)
 

@@ -208,8 +208,9 @@ def _asked(state: State, field: Input, instead: str) -> str:
 async def _device(state: State, pending: PendingAuthorization, action: EnterUserCode, wanted: Wanted) -> Account:
     address = action.verification_uri_complete or action.verification_uri
     _show(f"Open  {plain(action.verification_uri)}")
-    _show(f"and enter the code  {click.style(plain(action.user_code), bold=True)}")
-    if state.interactive:
+    code = plain(action.user_code)
+    _show(f"and enter the code  {code if state.dumb else click.style(code, bold=True)}")
+    if state.interactive and not state.dumb:
         _show_qr(address)
     if wanted.choice.open_browser:
         _open(address)
