@@ -238,7 +238,8 @@ def test_an_imported_key_that_is_refused_is_not_stored(line: CommandLine, server
     done = line("import", "code-mesh", str(path), "--json")
     assert (done.status, done.json["logins"][0]["result"]) == (1, "failed")
     assert line.accounts() == []
-    malformed = line("import", "code-mesh", str(Path(__file__)))
+    path.write_text("{")
+    malformed = line("import", "code-mesh", str(path))
     assert malformed.status == 1
     assert "is not JSON" in malformed.err
 

@@ -13,7 +13,7 @@ import pytest
 from tests.support.clock import START
 from valetkey.credential import ApiKey, ExchangedKey, Fields, OAuthToken, Secret
 from valetkey.errors import ImportFailed, UnknownProvider, UsageError
-from valetkey.imports import Found, source
+from valetkey.imports import Found, Reading, source
 from valetkey.provider import Api, AuthMethod, CreateKey, Exchange, Parameter, Provider
 
 KEY = "sk-" + "mesh1" * 8
@@ -48,12 +48,16 @@ def find(id: str) -> Provider:
     return PROVIDERS[id]
 
 
+def read_from(path: Path, *, home: Path, uid: int | None = None) -> Reading:
+    return source("code-mesh").read(path, find=find, now=START, home=home, uid=os.geteuid() if uid is None else uid)
+
+
 def read(tmp_path: Path, content: object) -> dict[str, Found]:
     path = tmp_path / "auth.json"
     path.write_text(content if isinstance(content, str) else json.dumps({"credentials": content}))
     path.chmod(0o600)
     before = path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_mode
-    reading = source("code-mesh").read(path, find=find, now=START)
+    reading = read_from(path, home=tmp_path)
     assert (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_mode) == before
     assert reading.warnings == ()
     return {found.id: found for found in reading.logins}
@@ -148,11 +152,10 @@ def test_a_malformed_file_is_an_error_with_a_hint(tmp_path: Path, content: str) 
 
 
 def test_a_file_that_is_missing_or_none_is_said_to_be(tmp_path: Path) -> None:
-    reader = source("code-mesh")
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "missing", tmp_path, tmp_path / "pipe"):
         with pytest.raises(ImportFailed):
-            reader.read(path, find=find, now=START)
+            read_from(path, home=tmp_path)
     with pytest.raises(UsageError, match="cannot be imported"):
         source("other")
 
@@ -161,6 +164,63 @@ def test_a_file_that_others_may_read_is_read_with_a_warning(tmp_path: Path) -> N
     path = tmp_path / "auth.json"
     path.write_text('{"credentials": {}}')
     path.chmod(0o644)
-    (warning,) = source("code-mesh").read(path, find=find, now=START).warnings
+    (warning,) = read_from(path, home=tmp_path).warnings
     assert f"chmod 600 {path}" in warning
     assert source("code-mesh").default_path({"HOME": "/h"}) == Path("/h/.code-mesh/auth.json")
+
+
+def auth_file(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    path = folder / "auth.json"
+    path.write_text(json.dumps({"credentials": {"keyed": {"type": "apikey", "key": KEY}}}))
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.parametrize("linked", ["file", "folder"])
+def test_a_link_within_the_home_is_followed_with_a_warning(tmp_path: Path, linked: str) -> None:
+    target = auth_file(tmp_path / "home" / "dotfiles")
+    # The home itself may be reached by a link.
+    home = tmp_path / "also-home"
+    home.symlink_to(tmp_path / "home")
+    if linked == "file":
+        (home / ".code-mesh").mkdir()
+        (home / ".code-mesh" / "auth.json").symlink_to(target)
+    else:
+        (home / ".code-mesh").symlink_to("dotfiles")
+    reading = read_from(home / ".code-mesh" / "auth.json", home=home)
+    assert [found.id for found in reading.logins] == ["keyed"]
+    (warning,) = reading.warnings
+    assert str(target.resolve()) in warning
+
+
+@pytest.mark.parametrize("linked", ["file", "folder"])
+def test_a_link_out_of_the_home_is_refused(tmp_path: Path, linked: str) -> None:
+    target = auth_file(tmp_path / "elsewhere")
+    home = tmp_path / "home"
+    home.mkdir()
+    if linked == "file":
+        (home / ".code-mesh").mkdir()
+        (home / ".code-mesh" / "auth.json").symlink_to(target)
+    else:
+        (home / ".code-mesh").symlink_to(target.parent)
+    with pytest.raises(ImportFailed, match="outside your home folder") as caught:
+        read_from(home / ".code-mesh" / "auth.json", home=home)
+    assert "name the file itself" in caught.value.hint
+    assert read_from(target, home=home).warnings == ()
+
+
+@pytest.mark.parametrize("target", ["gone.json", "auth.json"])
+def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path, target: str) -> None:
+    path = tmp_path / "auth.json"
+    path.symlink_to(target)
+    with pytest.raises(ImportFailed, match="leads nowhere") as caught:
+        read_from(path, home=tmp_path)
+    assert caught.value.hint
+
+
+def test_a_file_of_another_user_is_refused(tmp_path: Path) -> None:
+    path = auth_file(tmp_path / "mine")
+    with pytest.raises(ImportFailed, match="belongs to another user") as caught:
+        read_from(path, home=tmp_path, uid=os.geteuid() + 1)
+    assert "as that user" in caught.value.hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,13 @@ def import_logins(
         _list_tools(state)
         return
     reader = source(tool)
-    reading = reader.read(path or reader.default_path(state.environ), find=state.catalogue.get, now=state.clock.now())
+    reading = reader.read(
+        path or reader.default_path(state.environ),
+        find=state.catalogue.get,
+        now=state.clock.now(),
+        home=Path(state.environ.get("HOME") or Path.home()),
+        uid=os.geteuid(),
+    )
     for warning in reading.warnings:
         state.note(warning)
     results = [

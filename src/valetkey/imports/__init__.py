@@ -35,7 +35,7 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a file holds. `warnings` are about the file itself: who else may read it."""
+    """What a file holds. `warnings` are about the file itself: who else may read it, where a link led."""
 
     path: Path
     logins: tuple[Found, ...]
@@ -49,8 +49,11 @@ class Source(Protocol):
         """Give where the tool keeps them."""
         ...
 
-    def read(self, path: Path, *, find: Find, now: datetime) -> Reading:
-        """Read the file. Raises: ImportFailed when it cannot be read or is not that tool's."""
+    def read(self, path: Path, *, find: Find, now: datetime, home: Path, uid: int) -> Reading:
+        """Read the file, which has to be the user's (`uid`); a link is followed only where it stays in `home`.
+
+        Raises: ImportFailed when it cannot be read, is somebody else's or is not that tool's.
+        """
         ...
 
 

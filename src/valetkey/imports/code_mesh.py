@@ -40,21 +40,44 @@ class CodeMesh:
         """Give `~/.code-mesh/auth.json`."""
         return Path(environ.get("HOME") or Path.home()) / ".code-mesh" / "auth.json"
 
-    def read(self, path: Path, *, find: Find, now: datetime) -> Reading:
+    def read(self, path: Path, *, find: Find, now: datetime, home: Path, uid: int) -> Reading:
         """Read the file. Raises: ImportFailed."""
-        content, warnings = _content(path)
+        target, followed = _followed(path, home)
+        content, warnings = _content(path, target, uid)
         logins = tuple(_login(name, entry, find=find, now=now) for name, entry in _entries(path, content).items())
-        return Reading(path=path, logins=logins, warnings=warnings)
+        return Reading(path=path, logins=logins, warnings=(*followed, *warnings))
 
 
-def _content(path: Path) -> tuple[bytes, tuple[str, ...]]:
+def _followed(path: Path, home: Path) -> tuple[Path, tuple[str, ...]]:
+    """Give where the file is, and a warning when a link leads there: the file's own, or its folder's.
+
+    Raises: ImportFailed for a link that leads nowhere or out of the home: whoever made it may have chosen the logins.
+    """
+    if not (path.is_symlink() or path.parent.is_symlink()):
+        return path, ()
+    hint = "name the file itself: `valetkey import code-mesh PATH/auth.json`"
     try:
-        # Never for writing; a FIFO in its place must not make us wait.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        target = Path(os.path.realpath(path, strict=True))
+    except OSError:
+        raise ImportFailed(f"{path} is a link that leads nowhere", hint=hint) from None
+    if not target.is_relative_to(os.path.realpath(home)):
+        raise ImportFailed(f"{path} is a link to {target}, outside your home folder", hint=hint)
+    return target, (f"{path} is a link; what was read is {target}",)
+
+
+def _content(path: Path, target: Path, uid: int) -> tuple[bytes, tuple[str, ...]]:
+    try:
+        # Never for writing; a FIFO in its place must not make us wait, nor a link that was put there meanwhile mislead.
+        descriptor = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise ImportFailed(f"{path} is not a file", hint="name code-mesh's auth.json")
+            if status.st_uid != uid:
+                raise ImportFailed(
+                    f"{target} belongs to another user (uid {status.st_uid})",
+                    hint="run the import as that user, or make a copy of your own and name it",
+                )
             content = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         raise ImportFailed(
@@ -67,16 +90,13 @@ def _content(path: Path) -> tuple[bytes, tuple[str, ...]]:
         ) from error
     if len(content) > MAX_FILE_BYTES:
         raise ImportFailed(f"{path} is longer than {MAX_FILE_BYTES} bytes", hint="name code-mesh's auth.json")
-    return content, _warnings(path, status)
+    return content, _warnings(target, status)
 
 
 def _warnings(path: Path, status: os.stat_result) -> tuple[str, ...]:
-    warnings = []
-    if status.st_uid != os.geteuid():
-        warnings.append(f"{path} belongs to another user (uid {status.st_uid})")
-    if status.st_mode & 0o077:
-        warnings.append(f"others may read {path} (mode {stat.S_IMODE(status.st_mode):o}): run `chmod 600 {path}`")
-    return tuple(warnings)
+    if not status.st_mode & 0o077:
+        return ()
+    return (f"others may read {path} (mode {stat.S_IMODE(status.st_mode):o}): run `chmod 600 {path}`",)
 
 
 def _entries(path: Path, content: bytes) -> dict[str, object]:
