@@ -7,6 +7,7 @@ import hashlib
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,12 +36,17 @@ class ThreadLock:
         self._lock.release()
 
 
+# What this process holds. An flock lives as long as any copy of its description: see _let_go.
+_held: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
 class FileLock:
     """An flock that is held. It excludes threads too: each has a file description of its own."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
         self._pid = os.getpid()
+        _held.add(self)
 
     def release(self) -> None:
         """Let it go. Releasing twice is harmless; a forked child cannot release its parent's."""
@@ -54,6 +60,15 @@ class FileLock:
 
     def __del__(self) -> None:
         self.release()
+
+
+def _let_go() -> None:
+    """Close a forked child's copies: with one open, the lock would outlive a holder that is killed."""
+    for lock in list(_held):
+        lock.release()
+
+
+# os.register_at_fork(after_in_child=_let_go)
 
 
 def try_lock(folder: Path, name: str) -> FileLock | None:
