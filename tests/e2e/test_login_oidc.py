@@ -14,7 +14,6 @@ import pytest
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.oidc_provider import OidcProvider, oidc_provider
-from valetkey.clock import SystemClock
 from valetkey.credential import CredentialRef, ExchangedKey, Identity, OAuthToken
 from valetkey.errors import (
     CompletionFailed,
@@ -137,7 +136,7 @@ async def test_a_browser_login_by_loopback(at: Setting) -> None:
         assert await asyncio.to_thread(visit, location.replace(state, "x" * len(state))) == 400
         assert heard.answer is None
         assert await asyncio.to_thread(visit, location) == 200
-        account = await poll_until_complete(at.logins, pending, clock=SystemClock(), heard=heard)
+        account = await poll_until_complete(at.logins, pending, clock=at.clock, heard=heard)
     assert isinstance(account, Account)
     assert account.identity == ALICE
     assert at.oidc.is_good(at.token().access_token.reveal())

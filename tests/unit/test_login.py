@@ -329,13 +329,13 @@ def browse(pending: PendingAuthorization, **answer: str) -> None:
 
 @pytest.mark.anyio
 async def test_a_browser_login_comes_home(
-    authorization_server: AuthorizationServer, logins: Logins, store: MemoryStore
+    authorization_server: AuthorizationServer, logins: Logins, store: MemoryStore, clock: FakeClock
 ) -> None:
     authorization_server.answers("/token", json={**TOKENS, "id_token": jwt({"sub": "u1", "email": "a@example.test"})})
     authorization_server.answers("/api/probe", json={"name": "Ann"})
     async with logins.listening("test", method="authorization-code") as (pending, heard):
         await asyncio.to_thread(browse, pending, code="the-code")
-        account = await poll_until_complete(logins, pending, clock=SystemClock(), heard=heard)
+        account = await poll_until_complete(logins, pending, clock=clock, heard=heard)
         redirect_uri = heard.redirect_uri
     assert account.identity == Identity(account_id="u1", name="Ann", email="a@example.test")
     assert authorization_server.calls("/token")[0].form["redirect_uri"] == redirect_uri
