@@ -77,8 +77,10 @@ def _choice(method: AuthMethod, browser: bool) -> Choice:
 
 
 def _way(method: AuthMethod, browser: bool) -> Way:
-    match method.kind:
-        case "authorization-code":
+    match method.built_in_kind:
+        case None if method.redirect is None:
+            return "fields" if method.device_authorization_endpoint is None else "device"
+        case "authorization-code" | None:
             loopback = method.redirect is not None and method.redirect.loopback is not None
             return "loopback" if browser and loopback else "paste"
         case "device" | "device-exchange":
@@ -86,4 +88,4 @@ def _way(method: AuthMethod, browser: bool) -> Way:
         case "api-key" | "cloud" | "custom":
             return "fields"
         case _:
-            assert_never(method.kind)
+            assert_never(method.built_in_kind)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast, get_args
 
 __all__ = [
+    "BUILT_IN_KINDS",
     "Api",
     "AuthKind",
     "AuthMethod",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 AuthKind = Literal["api-key", "device", "device-exchange", "authorization-code", "cloud", "custom"]
+BUILT_IN_KINDS: frozenset[str] = frozenset(get_args(AuthKind))
 Encoding = Literal["form", "json"]
 DialectId = Literal["openai-chat", "openai-responses", "anthropic-messages", "gemini", "none"]
 
@@ -311,10 +313,13 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class AuthMethod:
-    """One way to log in: its flow's kind, and what that flow needs to know about this provider."""
+    """One way to log in: its flow's kind, and what that flow needs to know about this provider.
+
+    A kind that is not built in is the name of an entry point in the group `valetkey.flows`.
+    """
 
     id: str
-    kind: AuthKind
+    kind: AuthKind | str
     label: str = ""
     standing: Literal["open", "restricted"] = "open"
     notice: str = ""
@@ -356,6 +361,11 @@ class AuthMethod:
     # Seconds; renews this often whatever the token says.
     refresh_interval: int | None = None
     endpoint: str | None = None
+
+    @property
+    def built_in_kind(self) -> AuthKind | None:
+        """The kind to match on, None where a package ships the flow."""
+        return cast("AuthKind", self.kind) if self.kind in BUILT_IN_KINDS else None
 
 
 @dataclass(frozen=True, kw_only=True)

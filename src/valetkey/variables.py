@@ -69,7 +69,10 @@ def _templates(method: AuthMethod) -> dict[str, str]:
     if method.secrets:
         return templates | {s.environment[0]: f"{{{s.key}}}" for s in method.secrets if s.environment}
     if method.environment:
-        secret = "access_token" if method.kind in ("authorization-code", "device") else "key"
+        tokens = method.kind in ("authorization-code", "device")
+        # What a package's flow ends in is for its declaration to say: `exports` where this is not enough.
+        tokens |= method.built_in_kind is None and method.token_endpoint is not None
+        secret = "access_token" if tokens else "key"
         templates[method.environment[0]] = f"{{{secret}}}"
     return templates
 

@@ -114,6 +114,8 @@ FAULTS = [
     ('["api.acme.example"]', "[]", "line 7", "api.hosts", 'hosts = ["api.acme.example"]'),
     ("[[auth]]", "[[auth]]\noptional = 1", "line 11", "auth[0].optional", "true or false"),
     ('kind = "api-key"', 'kind = "apikey"', "line 12", "auth[0].kind", '"device-exchange"'),
+    ('kind = "api-key"', 'kind = "Some flow"', "line 12", "auth[0].kind", "name of a package's flow"),
+    ('kind = "api-key"', "kind = 7", "line 12", "auth[0].kind", "text, in quotes"),
     ('kind = "api-key"', "", "line 10", "auth[0].kind", "is missing"),
     ('kind = "api-key"', 'kind = "device"', "line 10", "auth[0].client_id", "device needs"),
     ('kind = "api-key"', 'kind = "api-key"\nstanding = "restricted"', "line 10", "auth[0].notice", "terms"),

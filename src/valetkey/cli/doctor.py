@@ -161,13 +161,19 @@ def _settings(state: State) -> str:
 
 
 def _providers(state: State) -> Iterator[Finding]:
+    from valetkey.flows import package_flows, package_problems
+
     problems = state.catalogue.problems
     for problem in problems:
         yield Finding(layer="providers", subject=problem.path, error=problem.error)
+    for kind, error in package_problems(state.catalogue.all()):
+        yield Finding(layer="providers", subject=f"flow {kind}", error=error)
     overridden = [p.id for p in state.catalogue.all() if p.override]
     plugins = [p.id for p in state.catalogue.all() if p.origin == "plugin"]
     notices = [f"in place of the built-in one: {', '.join(overridden)}"] if overridden else []
     notices += [f"from plugins: {', '.join(plugins)}"] if plugins else []
+    flows = package_flows()
+    notices += [f"flows of packages: {', '.join(f'{kind} ({package})' for kind, package in flows)}"] if flows else []
     count = len(state.catalogue.ids()) - len(problems)
     yield Finding(layer="providers", subject="declarations", detail=f"{count} usable", notice="; ".join(notices))
 

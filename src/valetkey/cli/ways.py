@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from valetkey.cli.frame import State
     from valetkey.cli.login import Wanted
     from valetkey.login import Heard, Logins
+    from valetkey.method_choice import Choice
     from valetkey.provider import AuthMethod, Provider
     from valetkey.store import Account
 
@@ -41,7 +42,7 @@ _LONGEST_PASTE_BYTES = 64 * 1024
 
 async def go(state: State, provider: Provider, wanted: Wanted) -> Account:
     """Log in as `wanted` says and give the stored account. Raises: what the flow raises; nothing is stored then."""
-    parameters = _asked_parameters(state, wanted.choice.method, wanted.parameters)
+    parameters = _asked_parameters(state, wanted.choice, wanted.parameters)
     try:
         if wanted.choice.way == "loopback":
             try:
@@ -75,12 +76,12 @@ async def _begin(
     )
 
 
-def _asked_parameters(state: State, method: AuthMethod, given: Mapping[str, str]) -> dict[str, str]:
+def _asked_parameters(state: State, choice: Choice, given: Mapping[str, str]) -> dict[str, str]:
     """Ask for what a login by browser or code needs before it begins and nothing else gives; forms ask themselves."""
     values = dict(given)
-    if method.kind in ("api-key", "cloud", "custom"):
+    if choice.way == "fields":
         return values
-    for parameter in method.parameters:
+    for parameter in choice.method.parameters:
         known = parameter.key in values or parameter.default is not None or parameter.default_from
         if known or not parameter.required or any(state.environ.get(name) for name in parameter.environment):
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, assert_never
 
@@ -11,12 +11,13 @@ from valetkey.credential import DEFAULT_ACCOUNT
 if TYPE_CHECKING:
     from valetkey.clock import Clock
     from valetkey.credential import Credential, Identity
+    from valetkey.errors import InvalidProvider
     from valetkey.flow import AuthFlow
     from valetkey.flows.loopback import Listener
     from valetkey.http import HttpClient
     from valetkey.provider import AuthMethod, Loopback, Provider
 
-__all__ = ["claimed", "flow_for", "listen", "revoke"]
+__all__ = ["claimed", "flow_for", "listen", "package_flows", "package_problems", "revoke"]
 
 
 def flow_for(
@@ -29,7 +30,10 @@ def flow_for(
     environ: Mapping[str, str],
     account: str = DEFAULT_ACCOUNT,
 ) -> AuthFlow:
-    """Give the flow of the method's kind. Each is imported only when it is wanted: `valetkey token` asks for none."""
+    """Give the flow of the method's kind. Each is imported only when it is wanted: `valetkey token` asks for none.
+
+    A package's flow is loaded when it is first used, and tells then what is wrong with it.
+    """
     from valetkey.flows.context import Context
 
     context = Context(
@@ -41,7 +45,7 @@ def flow_for(
         environ=environ,
         account=account,
     )
-    match method.kind:
+    match method.built_in_kind:
         case "api-key":
             from valetkey.flows.api_key import ApiKeyFlow
 
@@ -66,8 +70,26 @@ def flow_for(
             from valetkey.flows.custom import CustomFlow
 
             return CustomFlow(context)
+        case None:
+            from valetkey.flows.plugins import PackageFlow
+
+            return PackageFlow(context)
         case _:
-            assert_never(method.kind)
+            assert_never(method.built_in_kind)
+
+
+def package_flows() -> list[tuple[str, str]]:
+    """Give kind and package of the flows that packages ship under `valetkey.flows`. None is loaded."""
+    from valetkey.flows import plugins
+
+    return plugins.installed()
+
+
+def package_problems(providers: Iterable[Provider]) -> list[tuple[str, InvalidProvider]]:
+    """Give what is wrong with packages' flows: (kind, error). Those that these providers name are loaded."""
+    from valetkey.flows import plugins
+
+    return plugins.problems(providers)
 
 
 def claimed(method: AuthMethod, credential: Credential) -> Identity:

@@ -1,4 +1,7 @@
-"""What every flow is built from: the declaration, the parameters and the outside."""
+"""What every flow is built from: the declaration, the parameters and the outside.
+
+Public: an entry point in the group `valetkey.flows` is called with a Context (docs/providers.md).
+"""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def _choice(kinds: list[Any], value: object, key: Key) -> object:
         return _value(kinds[0], value, key)
     if type(value) in kinds:
         return _scalar(type(value), value, key)
-    raise _wrong(" or ".join(_WORDS[kind] for kind in kinds), value, key)
+    raise _wrong(" or ".join(_WORDS[kind] for kind in kinds if get_origin(kind) is not Literal), value, key)
 
 
 _WORDS: dict[type, str] = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping
-from typing import assert_never
+from typing import assert_never, get_args
 
 from valetkey.address import without_braces
-from valetkey.provider import AuthMethod, Call, Parameter, Provider
+from valetkey.provider import BUILT_IN_KINDS, AuthKind, AuthMethod, Call, Parameter, Provider
 from valetkey.providers.fault import Fault, Key
 from valetkey.providers.reach import check_endpoint, check_reach, check_template, checked_host
 
@@ -143,7 +144,10 @@ def _check_parameter(parameter: Parameter, key: Key) -> None:
 
 def _check_kind(method: AuthMethod, key: Key) -> None:
     needed: tuple[str, ...]
-    match method.kind:
+    match method.built_in_kind:
+        case None:
+            _check_package_kind(method.kind, (*key, "kind"))
+            needed = ()
         case "api-key" | "cloud" | "custom":
             needed = ()
         case "device":
@@ -154,7 +158,7 @@ def _check_kind(method: AuthMethod, key: Key) -> None:
             needed = ("authorization_endpoint", "token_endpoint", "redirect")
             needed += ("client_id",) if method.token.send_client_id else ()
         case _:
-            assert_never(method.kind)
+            assert_never(method.built_in_kind)
     for name in needed:
         if getattr(method, name) is None:
             raise Fault((*key, name), f"is missing, which {method.kind} needs", hint=f"write `{name} = …` there")
@@ -170,6 +174,17 @@ def _check_kind(method: AuthMethod, key: Key) -> None:
             raise Fault(
                 (*key, "source", method.source.kind), "is missing", hint=f"write `{method.source.kind} = …` there"
             )
+
+
+def _check_package_kind(kind: str, key: Key) -> None:
+    """See that it is a package's flow that is meant: what is nearly built in is a slip."""
+    if not ID.fullmatch(kind) or difflib.get_close_matches(kind, BUILT_IN_KINDS, n=1, cutoff=0.85):
+        options = ", ".join(f'"{k}"' for k in get_args(AuthKind))
+        raise Fault(
+            key,
+            f'is "{kind[:40]}", which is no kind',
+            hint=f"write one of {options}, or the name of a package's flow: lower-case letters, digits and hyphens",
+        )
 
 
 def _check_standing(method: AuthMethod, key: Key) -> None:
@@ -196,7 +211,8 @@ def _secret_names(method: AuthMethod) -> set[str]:
     ends_in_key = method.create_key is not None or method.token.key is not None or method.exchange is not None
     if method.kind in ("device", "authorization-code") and not ends_in_key:
         return {"access_token"}
-    return {"key"}
+    # A package's flow ends in what it likes.
+    return {"key"} if method.built_in_kind is not None else {"access_token", "key"}
 
 
 def _check_injection(method: AuthMethod, names: set[str], key: Key) -> None:
