@@ -15,22 +15,24 @@ def test_a_lock_dies_with_its_holder_though_a_child_of_it_lives_on(tmp_path: Pat
     said, say = os.pipe()
     stay, leave = os.pipe()
 
+    def live_on() -> None:
+        os.write(say, b"forked")
+        os.read(stay, 1)
+
     def hold_and_fork() -> None:
         lock = try_lock(folder, "account")
         assert lock is not None
-        grandchild = start_child(lambda: os.read(stay, 1))
-        os.write(say, f"{grandchild}\n".encode())
+        start_child(live_on)
         signal.pause()
 
     holder = start_child(hold_and_fork)
-    with os.fdopen(said) as lines:
-        assert int(lines.readline()) > 0
+    assert os.read(said, 6) == b"forked"
     assert try_lock(folder, "account") is None
     os.kill(holder, signal.SIGKILL)
     assert wait_for(holder) == -signal.SIGKILL
     lock = try_lock(folder, "account")
     os.write(leave, b"x")
-    for descriptor in (say, stay, leave):
+    for descriptor in (said, say, stay, leave):
         os.close(descriptor)
     assert lock is not None
     lock.release()
