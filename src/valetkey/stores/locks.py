@@ -68,7 +68,7 @@ def _let_go() -> None:
         lock.release()
 
 
-# os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_let_go)
 
 
 def try_lock(folder: Path, name: str) -> FileLock | None:
