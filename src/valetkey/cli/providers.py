@@ -114,7 +114,7 @@ def show(state: State, *, id: str) -> None:
     ]
     if provider.checked is not None:
         live = "run live" if provider.checked.live else "never run live"
-        rows.append(("checked", f"{provider.checked.on} against {provider.checked.at}, {live}"))
+        rows.append(("facts of", f"{provider.checked.on}, to hold against {provider.checked.at}; {live}"))
     for name, value in rows:
         state.say(f"  {name:<9} {value}")
     state.say("Ways to log in:" if provider.auth else "No login is needed.")
