@@ -42,6 +42,7 @@ from valetkey.errors import (
 )
 from valetkey.flow import AuthFlow
 from valetkey.flows import flow_for
+from valetkey.frames import DroppedFrames
 from valetkey.freshness import Freshness, age_of, freshness
 from valetkey.http import HttpClient
 from valetkey.provider import AuthMethod, Provider
@@ -107,6 +108,10 @@ class Broker:
         Raises: NotLoggedIn, NeedsLogin, CredentialExpired, NotForThisUse, RefreshFailed, RefreshBusy, StoreError;
         InvalidParameter, InvalidBaseUrl for what the environment says.
         """
+        with DroppedFrames():
+            return await self._access(name, use=use, rejected=rejected)
+
+    async def _access(self, name: str, *, use: Use, rejected: Credential | None) -> Access:
         ref = self.resolve(name)
         provider = self.catalogue.get(ref.provider)
         record = self.store.load(ref)

@@ -1,6 +1,7 @@
 """What `valetkey` hands out, and what the command line calls: one function for each thing that a user can do.
 
-Without `broker`, each works on the broker of VALETKEY_HOME, opened at the first call and kept for the process.
+Without `broker`, each works on the broker of VALETKEY_HOME, opened at the first call and kept for the process. Errors
+of ours come out without the frames inside: what reports errors with their variables shows no secret.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from valetkey.config import Paths
 from valetkey.credential import DEFAULT_ACCOUNT, CredentialRef, Secret, secrets_of
 from valetkey.errors import NotForThisUse, NotLoggedIn, ProviderError, RecordDamaged
 from valetkey.flow import PendingAuthorization
+from valetkey.frames import DroppedFrames
 from valetkey.inject import endpoint_hosts
 from valetkey.provider import DialectId, Provider
 from valetkey.waiting import wait_for
@@ -129,14 +131,15 @@ async def begin_login(
 
     Raises: UnknownProvider, RestrictedLogin, MissingParameter, InvalidParameter, InitiationFailed, TransportError.
     """
-    return await logins(_broker(broker)).begin(
-        provider,
-        method=method,
-        account=account,
-        parameters=parameters or {},
-        redirect_uri=redirect_uri,
-        accept_restricted=accept_restricted,
-    )
+    with DroppedFrames():
+        return await logins(_broker(broker)).begin(
+            provider,
+            method=method,
+            account=account,
+            parameters=parameters or {},
+            redirect_uri=redirect_uri,
+            accept_restricted=accept_restricted,
+        )
 
 
 async def poll_login(
@@ -146,7 +149,8 @@ async def poll_login(
 
     Raises: LoginExpired, LoginDenied, PollFailed, ValidationFailed, TransportError.
     """
-    return await logins(_broker(broker)).poll(pending, verify=verify)
+    with DroppedFrames():
+        return await logins(_broker(broker)).poll(pending, verify=verify)
 
 
 async def complete_login(
@@ -160,7 +164,10 @@ async def complete_login(
 
     Raises: MissingParameter, InvalidParameter, LoginDenied, LoginExpired, CompletionFailed, ValidationFailed.
     """
-    return await logins(_broker(broker)).complete(pending, answer, verify=verify)
+    ending = logins(_broker(broker)).complete(pending, answer, verify=verify)
+    del answer  # an error shows this frame
+    with DroppedFrames():
+        return await ending
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +278,8 @@ async def models(name: str, *, broker: Broker | None = None) -> list[Model]:
 
     opened = _broker(broker)
     access = await opened.access(name, use="ask")
-    found = await in_thread(lambda: fetch(access, http=opened.http))
+    with DroppedFrames():
+        found = await in_thread(lambda: fetch(access, http=opened.http))
     keep(opened.store, name, found, now=opened.clock.now())
     return found
 
@@ -300,7 +308,7 @@ async def add_provider(
     """
     from valetkey.own_providers import add
 
-    return await add(
+    adding = add(
         _broker(broker),
         name,
         base_url=base_url,
@@ -312,6 +320,9 @@ async def add_provider(
         allow_http=allow_http,
         verify=verify,
     )
+    del key  # an error shows this frame
+    with DroppedFrames():
+        return await adding
 
 
 async def remove_provider(id: str, *, broker: Broker | None = None) -> tuple[CredentialRef, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from valetkey.credential import CredentialRef, Secret
 from valetkey.errors import UsageError
+from valetkey.frames import DroppedFrames
 from valetkey.inject import fill, variables_of
 from valetkey.provider import AuthMethod, Provider
 from valetkey.waiting import wait_for
@@ -206,7 +207,8 @@ class Environment:
         _overlay.take(self._entered.pop())
 
     async def _variables(self) -> list[Variables]:
-        return [variables_for(await self._broker.access(name, use="exec")) for name in self._names]
+        with DroppedFrames():
+            return [variables_for(await self._broker.access(name, use="exec")) for name in self._names]
 
     def _put(self, chosen: Sequence[Variables]) -> None:
         self._entered.append(_overlay.put(changes(chosen)))

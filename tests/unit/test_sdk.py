@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -17,7 +18,7 @@ import pytest
 
 import valetkey
 from tests.support.clock import FakeClock
-from tests.support.local_server import Answer, LocalServer, Received
+from tests.support.local_server import Answer, Drop, LocalServer, Received, Reply
 from valetkey.broker import Broker, open_broker
 from valetkey.config import Paths
 from valetkey.credential import ApiKey, CredentialRef, Health, OAuthToken, Secret
@@ -30,6 +31,7 @@ from valetkey.errors import (
     NotLoggedIn,
     ProviderCheckFailed,
     UnknownProvider,
+    ValetkeyError,
 )
 from valetkey.flow import EnterFields, PendingAuthorization
 from valetkey.http import HttpClient
@@ -77,9 +79,12 @@ class Api:
 
     def __init__(self) -> None:
         self.good = NEW
+        self.silent = False
         self.renewals = 0
 
-    def __call__(self, request: Received) -> Answer:
+    def __call__(self, request: Received) -> Reply:
+        if self.silent:
+            return Drop()
         if request.path == "/token":
             self.renewals += 1
             body: object = {"access_token": self.good, "expires_in": 3600, "token_type": "Bearer"}
@@ -303,6 +308,60 @@ async def test_a_login_goes_from_begin_to_logout(broker: Broker, api: Api) -> No
     assert gone.revocation == "not supported"
     with pytest.raises(NotLoggedIn):
         await valetkey.logout("acme@work", broker=broker)
+
+
+def shown_with_variables(error: BaseException) -> str:
+    """Give what a reporter of errors shows: each frame below the test's own with its variables."""
+    assert error.__traceback__ is not None
+    error.__traceback__ = error.__traceback__.tb_next
+    return "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("what", ["models", "token", "auth", "environment", "complete_login", "add_provider"])
+async def test_no_variable_of_a_frame_that_an_error_shows_holds_a_secret(
+    broker: Broker, host: str, api: Api, what: str
+) -> None:
+    keep_token(broker, host, left=timedelta(hours=1 if what == "models" else -1))
+    pending = await valetkey.begin_login("acme", method="api-key", broker=broker)
+    api.silent = True
+    try:
+        await call(what, broker, host, pending)
+    except ValetkeyError as error:
+        shown = shown_with_variables(error)
+    assert [secret for secret in (OLD, REFRESH) if secret in shown] == []
+
+
+async def call(what: str, broker: Broker, host: str, pending: PendingAuthorization) -> None:
+    match what:
+        case "models":
+            await valetkey.models("acme", broker=broker)
+        case "token":
+            valetkey.token("acme", broker=broker)
+        case "auth":
+            httpx2.get(f"http://{host}/v1/models", auth=valetkey.auth("acme", broker=broker))
+        case "environment":
+            await valetkey.environment("acme", broker=broker).__aenter__()
+        case "complete_login":
+            await valetkey.complete_login(pending, {"key": OLD}, broker=broker)
+        case _:
+            await valetkey.add_provider("Own", base_url=f"http://{host}/v1", key=OLD, allow_http=True, broker=broker)
+
+
+def test_what_the_caller_was_dealing_with_keeps_its_frames(broker: Broker) -> None:
+    def fall_back() -> None:
+        try:
+            raise KeyError("theirs")
+        except KeyError:
+            valetkey.token("acme", broker=broker)
+
+    with pytest.raises(NotLoggedIn) as caught:
+        fall_back()
+    theirs = caught.value.__context__
+    while not isinstance(theirs, KeyError):
+        assert theirs is not None
+        theirs = theirs.__context__
+    assert theirs.__traceback__ is not None
 
 
 @pytest.mark.anyio
