@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
 from urllib.parse import quote, quote_plus
 
-from valetkey.credential import Secret
+from valetkey.credential import Credential, Secret, secrets_of
 from valetkey.errors import ConfigError
 
 if TYPE_CHECKING:
     import logging
 
-__all__ = ["known", "redact", "set_up"]
+__all__ = ["forms", "holds_secret", "known", "redact", "set_up"]
 
 REMOVED = "[secret]"
+# What people give a server of their own for a key ("lm-studio") may well stand in its names; no real key is shorter.
+_SHORTEST_REAL = 16
 # Shorter ones (a PIN, an empty password) would tear holes into ordinary words.
 _SHORTEST = 6
 # A process that runs for months makes new tokens every hour; the oldest are dead by then.
@@ -62,9 +64,14 @@ def known(value: str) -> None:
     """Take this out of everything that is logged from now on, as it is, base64 and URL-encoded."""
     if len(value) < _SHORTEST or value in _forms:
         return
-    _forms[value] = tuple(sorted(set(_encodings(value)), key=len, reverse=True))
+    _forms[value] = forms(value)
     while len(_forms) > _KEPT:
         _forms.popitem(last=False)
+
+
+def forms(value: str) -> tuple[str, ...]:
+    """Give what a secret looks like on a wire, the longest first: one may hold another. An empty one has no form."""
+    return tuple(sorted(set(_encodings(value)) - {""}, key=len, reverse=True))
 
 
 def _encodings(value: str) -> Iterator[str]:
@@ -85,6 +92,13 @@ def _encodings(value: str) -> Iterator[str]:
             yield encoded.replace("+", "-").replace("/", "_")
     yield base64.b64encode(data).decode()
     yield base64.urlsafe_b64encode(data).decode()
+
+
+def holds_secret(text: str, credential: Credential | None) -> bool:
+    """Say whether a secret of the credential, in any form, stands in a name that a server told."""
+    secrets = () if credential is None else secrets_of(credential).values()
+    values = (secret.reveal() for secret in secrets)
+    return any(form in text for value in values if len(value) >= _SHORTEST_REAL for form in forms(value))
 
 
 def redact(text: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -117,6 +118,12 @@ def test_a_declaration_says_where_the_list_and_the_ids_are(http: HttpClient) -> 
     api = Api(base_url="", models=Call(get="/all", items="/result/items", id="/meta/slug"))
     with answering({"result": {"items": [{"meta": {"slug": "x"}}, {"meta": {}}, 3]}}) as server:
         assert ids(fetch(access_to(server, api), http=http)) == ["x"]
+
+
+def test_no_model_is_called_by_the_key(http: HttpClient) -> None:
+    listed = [{"id": "a"}, {"id": f"x-{KEY}"}, {"id": quote(KEY, safe="")}]
+    with answering({"data": listed}) as server:
+        assert ids(fetch(access_to(server, Api(base_url="", dialect="openai-chat")), http=http)) == ["a"]
 
 
 def test_a_provider_without_a_list_declares_its_models(http: HttpClient) -> None:

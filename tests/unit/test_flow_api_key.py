@@ -145,6 +145,14 @@ async def probed(begin: Begin, declared: AuthMethod | None = None, *, key: str =
 
 
 @pytest.mark.anyio
+async def test_nobody_is_called_by_the_key(authorization_server: AuthorizationServer, begin: Begin) -> None:
+    authorization_server.answers("/api/me", json={"id": f"of {KEY}", "name": KEY, "mail": "a@example.test"})
+    probe = Call(get="/me", account_id="/id", name="/name", email="/mail")
+    declared = replace(method("api-key", authorization_server.url), probe=probe)
+    assert await probed(begin, declared) == Identity(email="a@example.test")
+
+
+@pytest.mark.anyio
 async def test_the_probe_says_whose_key_it_is(authorization_server: AuthorizationServer, begin: Begin) -> None:
     authorization_server.answers("/api/me", json={"user": {"id": 7, "mail": "a@example.test"}, "plan": "pro"})
     probe = Call(get="/me", account_id="/user/id", email="/user/mail", plan="/plan", headers={"x-version": "1"})

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -27,6 +26,7 @@ from valetkey.errors import (
     ValetkeyError,
 )
 from valetkey.http import HttpClient
+from valetkey.log import forms
 
 __all__ = ["ask", "cleaned"]
 
@@ -264,16 +264,8 @@ def _broken_off(sent: _Sent) -> ProviderFault:
 
 def cleaned(text: str, credential: Credential | None) -> str:
     """Give a server's words fit to be shown: one short line, without any secret of the credential in any usual form."""
-    for form in _forms(credential):
-        text = text.replace(form, "…")
+    for secret in () if credential is None else secrets_of(credential).values():
+        for form in forms(secret.reveal()):
+            text = text.replace(form, "…")
     line = " ".join(_UNPRINTABLE.sub(" ", _MASKED.sub("…", text)).split())
     return line if len(line) <= _SHOWN_CHARACTERS else line[: _SHOWN_CHARACTERS - 1] + "…"
-
-
-def _forms(credential: Credential | None) -> list[str]:
-    if credential is None:
-        return []
-    plain = {secret.reveal() for secret in secrets_of(credential).values()}
-    forms = {*plain, *(quote(p, safe="") for p in plain), *(base64.b64encode(p.encode()).decode() for p in plain)}
-    # The longest first: one may hold another.
-    return sorted((form for form in forms if form), key=len, reverse=True)

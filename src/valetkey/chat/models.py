@@ -25,6 +25,7 @@ from valetkey.errors import (
 )
 from valetkey.http import HttpClient, Response
 from valetkey.inject import fill
+from valetkey.log import holds_secret
 from valetkey.provider import Provider
 from valetkey.store import Document, Store
 
@@ -113,7 +114,9 @@ def fetch(access: Access, *, http: HttpClient) -> list[Model]:
     if answer.status != 200:
         raise _refused(access, answer)
     ids = {m.id for m in first}
-    return [*first, *(m for m in models_in(provider, answer.json()) if m.id not in ids)]
+    told = (m for m in models_in(provider, answer.json()) if m.id not in ids)
+    # No model is called by the key; the list is shown and kept.
+    return [*first, *(m for m in told if not holds_secret(f"{m.id}\n{m.name}", access.credential))]
 
 
 def _refused(access: Access, answer: Response) -> NeedsLogin | KeyForbidden | ProviderFault | UnclearAnswer:

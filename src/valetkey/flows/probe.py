@@ -18,6 +18,7 @@ from valetkey.flows.context import Context
 from valetkey.flows.token_endpoint import claims_of
 from valetkey.http import Response
 from valetkey.inject import fill, headers_for, join, reach
+from valetkey.log import holds_secret
 from valetkey.pointer import text_at
 from valetkey.provider import AuthMethod, Call
 
@@ -39,7 +40,7 @@ async def validate(context: Context, credential: Credential) -> Identity:
     answer = await _send(context, credential, probe, identity)
     _judge(answer, probe, context, credential)
     # 429 comes after the credential was looked at: it is good, and out of quota. There is nothing else to read.
-    return identity if answer.status == 429 else _over(identity, _told(answer, probe, context))
+    return identity if answer.status == 429 else _over(identity, _told(answer, probe, context, credential))
 
 
 def claimed(method: AuthMethod, credential: Credential) -> Identity:
@@ -70,7 +71,7 @@ async def _claimed_or_asked(context: Context, credential: Credential) -> Identit
         return identity
     try:
         answer = await _send(context, credential, profile, identity)
-        told = _told(answer, profile, context) if answer.status == 200 else Identity()
+        told = _told(answer, profile, context, credential) if answer.status == 200 else Identity()
     except (TransportError, ValidationFailed):
         # Who it is makes nothing better or worse: a token may be good and not allowed to ask.
         return identity
@@ -160,16 +161,19 @@ def _where(context: Context) -> str:
     return f"run `{context.login}`"
 
 
-def _told(answer: Response, call: Call, context: Context) -> Identity:
+def _told(answer: Response, call: Call, context: Context, credential: Credential) -> Identity:
     if not any((call.account_id, call.name, call.email, call.plan)):
         return Identity()
     try:
         document = answer.json()
     except UnclearAnswer as error:
         raise ValidationFailed(error.message, hint=error.hint, provider=context.id) from error
+
+    def told(pointer: str | None) -> str | None:
+        # What calls an account by its key would have the key in every list, and in the store unsealed.
+        text = text_at(document, pointer)
+        return None if text is None or holds_secret(text, credential) else text
+
     return Identity(
-        account_id=text_at(document, call.account_id),
-        name=text_at(document, call.name),
-        email=text_at(document, call.email),
-        plan=text_at(document, call.plan),
+        account_id=told(call.account_id), name=told(call.name), email=told(call.email), plan=told(call.plan)
     )

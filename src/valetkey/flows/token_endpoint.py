@@ -17,6 +17,7 @@ from valetkey.errors import RefreshFailed, RefreshRejected, TransportError, Uncl
 from valetkey.flows.context import Context
 from valetkey.http import HttpClient, Response
 from valetkey.inject import fill
+from valetkey.log import forms
 from valetkey.provider import AuthMethod, Encoding, Provider
 
 __all__ = [
@@ -180,7 +181,8 @@ def refused(error: str, description: str) -> Refused:
 def _sanitised(text: str, limit: int, sent: list[str]) -> str:
     for secret in sent:
         if len(secret) >= MIN_SECRET_CHARS:
-            text = text.replace(secret, "…")
+            for form in forms(secret):
+                text = text.replace(form, "…")
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: limit * 4]).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
