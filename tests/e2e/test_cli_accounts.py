@@ -107,7 +107,7 @@ def test_a_bad_key_gives_its_own_error_and_stores_nothing(
 
 
 def test_no_verify_stores_without_asking_and_says_so(valetkey: CommandLine, server: LocalServer) -> None:
-    done = valetkey("login", "acme", "--key", "-", "--no-verify", stdin="sk-anything-goes-here")
+    done = valetkey("login", "acme", "--key", "-", "--no-verify", stdin="sk-" + "any" * 8)
     assert done.status == 0
     assert "not verified" in done.out
     assert server.requests == []
