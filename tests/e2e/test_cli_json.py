@@ -73,6 +73,8 @@ def commands(server: LocalServer, folder: Path) -> list[tuple[str, list[str], st
     auth = folder / "auth.json"
     auth.write_text('{"credentials": {"acme": {"type": "apikey", "key": "x"}}}')
     backup = str(folder / "backup")
+    policy = folder / "policy.toml"
+    policy.write_text('default = "allow"\n')
     add = ["acme", "--base-url", server.url, "--dialect", "openai-chat", "--model", "small", "--allow-http"]
     return [
         ("providers add", add, ""),
@@ -90,6 +92,8 @@ def commands(server: LocalServer, folder: Path) -> list[tuple[str, list[str], st
         ("providers check", ["acme"], ""),
         ("providers accept", ["acme"], ""),
         ("import", ["code-mesh", str(auth), "--dry-run"], ""),
+        ("policy check", [str(policy)], ""),
+        ("policy explain", ["GET", "/acme/models", "--policy", str(policy), "--grant", "acme"], ""),
         ("store source", [], ""),
         ("store rekey", [], ""),
         ("store backup", [backup, "--passphrase-file", "-"], "a passphrase\n"),

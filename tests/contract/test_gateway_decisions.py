@@ -1,0 +1,156 @@
+"""What every front end of the gateway decides: the corpus, held against `decide` and against `policy explain`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.decisions import CASES, Case, answered
+from valetkey.cli.frame import run
+from valetkey.config import Paths
+from valetkey.credential import CredentialRef
+from valetkey.gateway import grants
+from valetkey.gateway.decide import Client, Decision, Forward, Grant, Hold, Refuse, RequestHead, decide
+from valetkey.gateway.policy import GRANTED_ALONE, Policy, read
+from valetkey.gateway.route import read_target, route
+from valetkey.providers import catalogue
+
+PROVIDERS = catalogue(Paths(home=Path("/nonexistent")))
+
+
+def grant(name: str) -> Grant:
+    provider, _, account = name.partition("@")
+    # Azure has no address before somebody says which.
+    found = grants.declared(
+        CredentialRef(provider=provider, account=account or "default"),
+        PROVIDERS.get(provider),
+        parameters={"resource_name": "example"},
+    )
+    assert found is not None
+    return found
+
+
+def client(names: tuple[str, ...]) -> Client:
+    return Client(id="k", kind="key", grants=tuple(map(grant, names)))
+
+
+def policy(text: str) -> Policy:
+    return read(text, file="policy.toml") if text else GRANTED_ALONE
+
+
+def decided(case: Case, chosen: Policy) -> Decision:
+    asking = client(case.grants)
+    if case.url.startswith("/"):
+        head = RequestHead(method=case.method, scheme="http", host="127.0.0.1", port=4380, path=case.url)
+        request = route(head, asking)
+    else:
+        request = read_target(case.method, case.url)
+    return request if isinstance(request, Refuse) else decide(request, asking, chosen)
+
+
+def shown(decision: Decision) -> dict[str, Any]:
+    """Give a decision in the words of the corpus."""
+    rule = decision.rule and {"text": decision.rule.text, "place": decision.rule.place}
+    if isinstance(decision, Refuse):
+        told = {"verdict": "refuse", "code": decision.code, "how": None, "rule": rule}
+        target, account = decision.target, decision.grant
+    else:
+        sent = decision.then if isinstance(decision, Hold) else decision
+        verdict = "ask" if isinstance(decision, Hold) else "allow"
+        told = {"verdict": verdict, "code": None, "how": sent.how, "rule": rule}
+        target, account = sent.target, sent.grant
+    return {**told, "grant": account and str(account), "url": target and target.url}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_decide_answers_as_the_corpus_says(case: Case) -> None:
+    assert answered(case, shown(decided(case, policy(case.policy)))) == case.expected
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_explain_answers_as_the_corpus_says(
+    case: Case, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["policy", "explain", case.method, case.url, "--json"]
+    for name in case.grants or ("ollama",):
+        words += ["--grant", name]
+    if case.policy:
+        file = tmp_path / "policy.toml"
+        file.write_text(case.policy)
+        words += ["--policy", str(file)]
+    status = run(words, environ={**os.environ, "VALETKEY_STORE_KEY_SOURCE": "key-file"})
+    answer = json.loads(capsys.readouterr().out)
+    assert answered(case, answer) == case.expected
+    assert status == (4 if case.expected["verdict"] == "refuse" else 0)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_line_that_a_refusal_names_lets_it_through(case: Case) -> None:
+    refused = decided(case, policy(case.policy))
+    if not isinstance(refused, Refuse) or refused.allow_line is None:
+        assert not isinstance(refused, Refuse) or refused.code not in ("denied", "off_limits")
+        return
+    text = case.policy or 'default = "allow"\nother_hosts = "deny"\n'
+    if refused.code == "denied":
+        top, mark, rest = text.partition("[[rule]]")
+        text = f"{top}\n[[rule]]\n{refused.allow_line}\n{mark}{rest}"
+    else:
+        # Beside what is opened already; tried alone here.
+        kept = text.partition("allow_off_limits")[0] + "[[rule]]" + text.partition("[[rule]]")[2]
+        text = f"{refused.allow_line}\n{kept if '[[rule]]' in text else text}"
+    assert not isinstance(decided(case, policy(text)), Refuse)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_what_is_sent_is_decided_on_alike(case: Case) -> None:
+    chosen = policy(case.policy)
+    first = decided(case, chosen)
+    if isinstance(first, Refuse) or case.method == "CONNECT":
+        return
+    sent = first if isinstance(first, Forward) else first.then
+    request = read_target(sent.method, sent.target.url)
+    assert isinstance(request, RequestHead)
+    again = decide(request, client(case.grants), chosen)
+    assert isinstance(again, Forward | Hold)
+    assert (again if isinstance(again, Forward) else again.then).target == sent.target
+
+
+# --- what every provider keeps off limits -------------------------------------------------------
+
+OFF_LIMITS = [(p.id, text) for p in PROVIDERS.all() for text in p.api.off_limits]
+
+
+def example(text: str, *, near: bool) -> tuple[str, str]:
+    """Give a method and a path that the pattern means, or one that misses it by a letter."""
+    method, _, place = text.partition(" ")
+    path = "/" + place.partition("/")[2]
+    if near and path == "/**":
+        return "GET", "/x"
+    if near:
+        path = re.sub(r"(.*[A-Za-z_])", r"\1x", path, count=1)
+    body = path.removesuffix("/**").replace("**", "a/b").replace("*", "a")
+    return ("POST" if method == "*" else method), body + ("/y" if path.endswith("/**") else "")
+
+
+@pytest.mark.parametrize(("id", "text"), OFF_LIMITS)
+def test_each_off_limits_path_is_refused_and_a_near_miss_is_not(id: str, text: str) -> None:
+    asking = client((id,))
+    host = text.partition(" ")[2].partition("/")[0] or asking.grants[0].places[0].text
+    allow = policy('default = "allow"')
+    for near in (False, True):
+        method, path = example(text, near=near)
+        for spelling in (path, path.upper(), path + "/", path.replace("a", "%61")):
+            decision = decide(
+                RequestHead(method=method, scheme="https", host=host, port=None, path=spelling), asking, allow
+            )
+            refused = isinstance(decision, Refuse) and decision.code == "off_limits"
+            assert refused is not near, (method, host, spelling)
+
+
+def test_the_providers_with_accounts_to_lose_keep_paths_off_limits() -> None:
+    assert len({provider for provider, _ in OFF_LIMITS}) > 10
