@@ -150,7 +150,9 @@ def test_a_host_has_one_form(raw: str, normal: str) -> None:
     ],
 )
 def test_a_host_of_another_form_is_malformed(raw: str) -> None:
-    assert isinstance(of(host=raw), Malformed)
+    found = of(host=raw)
+    assert isinstance(found, Malformed)
+    assert found.code == "malformed"
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,7 @@ def _hidden(path: str) -> str | None:
     return None
 
 
+@functools.lru_cache(maxsize=256)  # asked for each pattern anew
 def loosened(path: str) -> str:
     """Give a normal path, or the path of a pattern, as the most lenient server would read it.
 
