@@ -192,7 +192,8 @@ def test_a_real_model_answers_in_every_dialect(
     answer = json.loads(done.stdout)
     assert answer["text"].strip()
     # This llama.cpp leaves out message_start now and then, and with it the only count of what went in.
-    if mode or dialect != "anthropic-messages":
+    counts_input = bool(mode) or dialect != "anthropic-messages"
+    if counts_input:
         assert answer["usage"]["input_tokens"] > 5
     assert 1 <= answer["usage"]["output_tokens"] <= 8
     assert (answer["provider"], answer["account"], answer["model"]) == ("llama", "default", model.model)
@@ -202,7 +203,8 @@ def test_a_real_model_answers_in_every_dialect(
     assert more.returncode == 0, more.stderr
     again = json.loads(more.stdout)
     assert again["conversation"] == answer["conversation"]
-    assert again["usage"]["input_tokens"] > answer["usage"]["input_tokens"]
+    if counts_input:
+        assert again["usage"]["input_tokens"] > answer["usage"]["input_tokens"]
 
     assert json.loads(valetkey("models", "llama", "--json").stdout)["providers"][0]["models"][0]["id"] == model.model
     assert model.api_key not in done.stdout + done.stderr + more.stdout + more.stderr
