@@ -46,6 +46,8 @@ def main() -> None:
     params.ui = False
     params.port = settings.get("port", 0)
     params.api_keys = [settings["api_key"]] if settings.get("api_key") else []
+    # The likeliest word each time: the same question gets the same answer.
+    params.sampling.temp = 0.0
     server = Server(params)
     ready.write(json.dumps({"url": server.listening_address, "model": MODEL}) + "\n")
     ready.flush()
