@@ -128,6 +128,18 @@ class Scene:
             )
         )
 
+    def watch_health(self) -> list[Health]:
+        """Give a list that gets the account's health as it stands while the next renewal is sent."""
+        seen: list[Health] = []
+
+        def look(credential: Credential) -> Credential:
+            seen.append(self.record().health)
+            assert isinstance(credential, OAuthToken)
+            return self.flow.next_token(credential)
+
+        self.flow.steps = [look]
+        return seen
+
     def record(self) -> Record:
         record = self.store.load(REF)
         assert record is not None
@@ -469,14 +481,7 @@ async def test_an_old_intent_is_tried_once_and_ends_well(scene: Scene) -> None:
     scene.log_in()
     leave_intent(scene)
     scene.clock.advance(3600)
-    seen: list[Health] = []
-
-    def look(credential: Credential) -> Credential:
-        seen.append(scene.record().health)
-        assert isinstance(credential, OAuthToken)
-        return scene.flow.next_token(credential)
-
-    scene.flow.steps = [look]
+    seen = scene.watch_health()
     await scene.broker().credential(REF)
     assert seen == [Health.UNCERTAIN]
     assert scene.record().health is Health.OK
@@ -499,14 +504,7 @@ async def test_an_intent_of_an_older_generation_means_nothing(scene: Scene) -> N
     scene.log_in()
     leave_intent(scene, generation=1)
     scene.clock.advance(3600)
-    seen: list[Health] = []
-
-    def look(credential: Credential) -> Credential:
-        seen.append(scene.record().health)
-        assert isinstance(credential, OAuthToken)
-        return scene.flow.next_token(credential)
-
-    scene.flow.steps = [look]
+    seen = scene.watch_health()
     await scene.broker().credential(REF)
     assert seen == [Health.OK]
 
@@ -561,14 +559,7 @@ async def test_a_holder_that_wakes_late_starts_again_and_is_not_uncertain(scene:
     scene.log_in()
     scene.clock.advance(3600)
     store = SlowToWake(store=scene.store, clock=scene.clock)
-    seen: list[Health] = []
-
-    def look(credential: Credential) -> Credential:
-        seen.append(scene.record().health)
-        assert isinstance(credential, OAuthToken)
-        return scene.flow.next_token(credential)
-
-    scene.flow.steps = [look]
+    seen = scene.watch_health()
     broker = scene.broker(store)  # type: ignore[arg-type]  # it passes everything on
     assert access_token(await broker.credential(REF)) == "access-2"
     assert store.slept
