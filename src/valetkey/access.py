@@ -14,9 +14,9 @@ from valetkey.provider import AuthMethod, Provider
 
 __all__ = ["Access", "Use", "check_use", "credential_in", "defaults_of", "from_environment", "without_credential"]
 
-Use = Literal["token", "exec", "helper", "ask", "chat", "auth", "probe"]
+Use = Literal["token", "exec", "helper", "ask", "chat", "auth", "gateway", "probe"]
 # Design section 14: restricted logins serve none of these; one that names its agents serves them alone.
-_REFUSED_TO_RESTRICTED = frozenset({"token", "exec", "helper", "ask", "auth"})
+_REFUSED_TO_RESTRICTED = frozenset({"token", "exec", "helper", "ask", "auth", "gateway"})
 
 
 @dataclass(frozen=True, kw_only=True)

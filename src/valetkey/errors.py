@@ -13,6 +13,8 @@
       TransportError                 ConnectTimeout NameNotResolved TlsFailed Unreachable ProviderFault UnclearAnswer
       StoreError                     WrongMode StoreLocked WrongKey RecordDamaged StoreTooNew ForeignStore
         StoreUnwritable GenerationConflict InvalidName BackupFailed
+      GatewayError                   GatewayDown GatewayFailed UnknownKey UnknownApproval AuthorityBroken
+        AddressRefused               a name that resolves to an address that gets no request
       ImportFailed                   another tool's file of logins
 
 Each says what happened, to which provider, and what to do next. `code` is stable and the same in
@@ -23,6 +25,8 @@ the command line, the API and the gateway; `retryable` says whether the same cal
 from __future__ import annotations
 
 __all__ = [
+    "AddressRefused",
+    "AuthorityBroken",
     "BackupFailed",
     "BuiltInProvider",
     "CompletionFailed",
@@ -31,6 +35,9 @@ __all__ = [
     "CredentialError",
     "CredentialExpired",
     "ForeignStore",
+    "GatewayDown",
+    "GatewayError",
+    "GatewayFailed",
     "GenerationConflict",
     "HostsNotAccepted",
     "ImportFailed",
@@ -72,6 +79,8 @@ __all__ = [
     "TlsFailed",
     "TransportError",
     "UnclearAnswer",
+    "UnknownApproval",
+    "UnknownKey",
     "UnknownModel",
     "UnknownProvider",
     "Unreachable",
@@ -413,6 +422,41 @@ class InvalidName(StoreError):
 
 class BackupFailed(StoreError):
     """A backup could not be written, read or put back."""
+
+
+# --- the gateway -----------------------------------------------------------------------------
+
+
+class GatewayError(ValetkeyError):
+    """The gateway, its keys or its certificates cannot do what was asked."""
+
+
+class GatewayDown(GatewayError):
+    """No gateway runs on this VALETKEY_HOME, or it does not answer."""
+
+    retryable = True
+
+
+class GatewayFailed(GatewayError):
+    """The gateway could not be started or stopped."""
+
+
+class UnknownKey(GatewayError):
+    """There is no valet key of this id or name."""
+
+
+class UnknownApproval(GatewayError):
+    """No request of this id waits for a decision (any more)."""
+
+
+class AuthorityBroken(GatewayError):
+    """The certificate authority's files are missing, damaged or open to others."""
+
+
+class AddressRefused(GatewayError):
+    """A name resolves to loopback, a private network or a metadata service, and no login is for that."""
+
+    exit_status = 4
 
 
 # --- imports ---------------------------------------------------------------------------------

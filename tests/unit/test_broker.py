@@ -692,7 +692,7 @@ async def test_a_server_that_needs_no_key_serves_without_login(scene: Scene) -> 
     assert "authorization" not in access.headers("https://api.acme.test/v1/x", {"X-Test": "1"})
 
 
-@pytest.mark.parametrize("use", ["token", "exec", "helper", "ask", "auth"])
+@pytest.mark.parametrize("use", ["token", "exec", "helper", "ask", "auth", "gateway"])
 async def test_a_restricted_login_serves_no_tool(scene: Scene, use: str) -> None:
     scene.log_in(restricted=True)
     with pytest.raises(NotForThisUse) as caught:
