@@ -30,6 +30,7 @@ _SHORTEST_REAL = 16
 _SHORTEST = 6
 # A process that runs for months makes new tokens every hour; the oldest are dead by then.
 _KEPT = 4096
+_ESCAPE = re.compile("%[0-9A-F]{2}")
 _forms: OrderedDict[str, tuple[str, ...]] = OrderedDict()
 # The known secrets by the first characters of their forms: a text is searched once, however many secrets there are.
 _by_beginning: dict[str, tuple[str, ...]] = {}
@@ -108,10 +109,11 @@ def _encodings(value: str) -> Iterator[str]:
     yield value
     yield value.encode("unicode_escape").decode()
     yield json.dumps(value)[1:-1]
-    yield quote(value)
-    yield quote(value, safe="")
-    yield quote_plus(value)
+    yield json.dumps(value)[1:-1].replace("/", "\\/")  # as PHP writes it
     data = value.encode(errors="surrogatepass")
+    for encoded in (quote(data), quote(data, safe=""), quote_plus(data)):
+        yield encoded
+        yield _ESCAPE.sub(lambda found: found[0].lower(), encoded)  # RFC 3986 section 2.1: both are the same
     # Base64 of a longer text (`user:password`) holds the secret at one of three offsets; its edges are shared.
     for offset in range(3):
         cut = data[(3 - offset) % 3 :]
