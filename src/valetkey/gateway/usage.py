@@ -5,6 +5,7 @@ A reader never raises and never keeps more than it was made for: what it cannot 
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from typing import Protocol
 
 from valetkey.dialect import Usage
 from valetkey.dialects import anthropic_messages, gemini, openai_chat, openai_responses
-from valetkey.dialects.reading import fields, worded
+from valetkey.dialects.reading import fields
 
 __all__ = ["UsageReader", "usage_reader"]
 
@@ -85,15 +86,21 @@ def usage_reader(*, dialect: str, path: str, content_type: str) -> UsageReader |
     `dialect` is the provider's declared one. The path tells better what is spoken; at a provider whose dialect is
     "none", nothing is.
     """
-    streamed = _KINDS.get(content_type.partition(";")[0].strip().lower())
-    if streamed is None or dialect == "none":
-        return None
-    path = path.partition("?")[0].rstrip("/")
-    last = path[path.rfind("/") :]
-    form = _FORMS.get(_ENDINGS.get(last[last.rfind(":") :] if ":" in last else last, ""))
+    form, streamed = _chosen(dialect, path, content_type)
     if form is None:
         return None
     return _Events(form) if streamed else _Whole(form)
+
+
+@functools.lru_cache(maxsize=1024)
+def _chosen(dialect: str, path: str, content_type: str) -> tuple[_Form | None, bool]:
+    streamed = _KINDS.get(content_type.partition(";")[0].strip().lower())
+    if streamed is None or dialect == "none":
+        return None, False
+    path = path.partition("?")[0].rstrip("/")
+    last = path[path.rfind("/") :]
+    ending = last[last.rfind(":") :] if ":" in last else last
+    return _FORMS.get(_ENDINGS.get(ending, "")), streamed
 
 
 class _Whole:
@@ -118,8 +125,8 @@ class _Whole:
     def finish(self) -> None:
         if self._pieces is None:
             return
-        document, self._pieces = b"".join(self._pieces), None
-        answer = _decoded(document)
+        answer = _decoded(b"".join(self._pieces))
+        self._pieces = None
         # Gemini streams a list of answers where no events are asked for.
         for part in answer if isinstance(answer, list) else [answer]:
             _take(self, self._form, part)
@@ -177,18 +184,27 @@ class _Events:
 
 
 def _take(reader: _Whole | _Events, form: _Form, answer: object) -> None:
-    outer = fields(answer)
-    for holder in (outer, fields(outer.get(form.within))) if form.within else (outer,):
-        model = worded(holder.get(form.model))
-        if model and reader.model is None:
-            reader.model = model[:_LONGEST_MODEL]
-        usage = form.read(holder.get(form.counts))
-        if usage is not None:
-            reader.usage = usage.merged(reader.usage)
+    if not isinstance(answer, dict):
+        return
+    _take_from(reader, form, answer)
+    if form.within is not None and form.within in answer:
+        _take_from(reader, form, fields(answer[form.within]))
+
+
+def _take_from(reader: _Whole | _Events, form: _Form, holder: Mapping[str, object]) -> None:
+    model = holder.get(form.model)
+    if reader.model is None and model and isinstance(model, str):
+        reader.model = model[:_LONGEST_MODEL]
+    usage = form.read(holder.get(form.counts))
+    if usage is not None:
+        reader.usage = usage.merged(reader.usage)
+
+
+_decode = json.JSONDecoder().decode
 
 
 def _decoded(document: bytes) -> object:
     try:
-        return json.loads(document)
+        return _decode(document.decode())
     except (ValueError, RecursionError):
         return None
