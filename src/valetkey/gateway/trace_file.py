@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -21,7 +23,9 @@ _BUSY_SECONDS = 5.0
 _WAL_LIMIT_BYTES = 16 * 2**20
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _COLUMNS = ", ".join(Row._fields)
-_INSERT = f"INSERT INTO request ({_COLUMNS}) VALUES ({', '.join('?' for _ in Row._fields)})"  # noqa: S608 - our names
+# Python lets go of its lock once a statement. With one statement a row, a thread that is busy on another core took
+# it each time, and 500 rows lasted 90 ms in place of 2.6. 50 rows are 900 values; old SQLites take 999.
+_ROWS_A_STATEMENT = 50
 _TABLES = f"""
     CREATE TABLE request (
         id INTEGER PRIMARY KEY, at REAL NOT NULL, client TEXT NOT NULL, account TEXT NOT NULL, method TEXT NOT NULL,
@@ -73,7 +77,9 @@ class TraceFile:
         connection = self._connected()
         connection.execute("BEGIN IMMEDIATE")
         try:
-            connection.executemany(_INSERT, rows)
+            for start in range(0, len(rows), _ROWS_A_STATEMENT):
+                some = rows[start : start + _ROWS_A_STATEMENT]
+                connection.execute(_insert(len(some)), [*itertools.chain.from_iterable(some)])
             connection.executemany(_ADD_MINUTE, sums)
             connection.execute("COMMIT")
         except BaseException:
@@ -141,6 +147,12 @@ class TraceFile:
             connection.close()
             raise
         return connection
+
+
+@functools.cache
+def _insert(count: int) -> str:
+    row = f"({', '.join('?' for _ in Row._fields)})"
+    return f"INSERT INTO request ({_COLUMNS}) VALUES {', '.join([row] * count)}"  # noqa: S608 - our names
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
