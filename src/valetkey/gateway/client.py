@@ -6,7 +6,6 @@ import asyncio
 import logging
 import socket
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import httptools
@@ -16,29 +15,15 @@ from valetkey.gateway.exchange import Exchange
 from valetkey.gateway.message import MAX_HEAD_BYTES, REQUEST_LINE, Header
 
 if TYPE_CHECKING:
-    from valetkey.gateway.ring import LiveKey
+    from valetkey.gateway.plan import Tunnel
     from valetkey.gateway.server import Gateway
 
-__all__ = ["ClientConnection", "Tunnel"]
+__all__ = ["ClientConnection"]
 
 log = logging.getLogger(__name__)
 
 # A body that is not wanted yet stops the reading at this.
 _MAX_WAITING_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tunnel:
-    """What a CONNECT was for: requests inside are for this host alone, with this key."""
-
-    host: str
-    port: int
-    live: LiveKey
-
-    @property
-    def authority(self) -> str:
-        """Give host and port as an https URL has them."""
-        return self.host if self.port == 443 else f"{self.host}:{self.port}"
 
 
 class ClientConnection(asyncio.Protocol):

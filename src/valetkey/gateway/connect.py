@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from valetkey.gateway import answers
 from valetkey.gateway.body import Down
-from valetkey.gateway.client import ClientConnection, Tunnel
+from valetkey.gateway.plan import Tunnel
 
 if TYPE_CHECKING:
     from valetkey.gateway.exchange import Exchange
@@ -37,7 +37,7 @@ async def _intercept(exchange: Exchange, plan: Plan) -> None:
     transport = client.transport
     if transport is None:
         return
-    inside = ClientConnection(gateway, Tunnel(host=plan.host_name, port=plan.port, live=live))
+    inside = gateway.inside(Tunnel(host=plan.host_name, port=plan.port, live=live))
     # Nothing may be read as HTTP any more: the next bytes are the client's TLS.
     client.pause("tls")
     client.write(_OPEN)

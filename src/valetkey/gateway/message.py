@@ -13,6 +13,7 @@ from http import HTTPStatus
 
 __all__ = [
     "CREDENTIALS",
+    "DISGUISES",
     "MAX_HEADERS",
     "MAX_HEAD_BYTES",
     "REQUEST_LINE",
@@ -64,7 +65,7 @@ _IDENTITY = frozenset(
 _CONNECTION_WORDS = frozenset((b"close", b"keep-alive", b"upgrade", b"te", b""))
 # Where clients put what they take for a credential. None of it goes on.
 CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"x-goog-api-key", b"api-key", b"cookie"))
-_DISGUISES = frozenset(
+DISGUISES = frozenset(
     (b"x-http-method-override", b"x-http-method", b"x-method-override", b"x-original-url", b"x-rewrite-url")
 )
 # RFC 9110 section 6.5.1: what a trailer must not change after the fact.
@@ -72,7 +73,7 @@ _NO_TRAILERS = (
     _HOP_BY_HOP
     | _IDENTITY
     | CREDENTIALS
-    | _DISGUISES
+    | DISGUISES
     | frozenset(
         (
             b"host",
@@ -226,12 +227,12 @@ def _read_special(head: ReadHead, headers: list[Header], version: str) -> Proble
 
 def _other(head: ReadHead, header: Header) -> Problem | None:
     name, _ = header
-    if name in _DISGUISES:
+    if name in DISGUISES:
         head.disguised = True
     elif b"_" in name:
         # A server behind CGI reads content_length as content-length.
         meant = name.replace(b"_", b"-")
-        if meant in _NO_TRAILERS or meant in _DISGUISES:
+        if meant in _NO_TRAILERS or meant in DISGUISES:
             return Problem(
                 status=400, reason=f"has a header {name.decode('ascii', 'replace')}, which disguises another"
             )

@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from valetkey.address import is_near
 from valetkey.errors import ProviderError
 from valetkey.gateway.decide import Decision, Forward, Hold, Refuse, RequestHead, decide
-from valetkey.gateway.message import _DISGUISES
+from valetkey.gateway.message import DISGUISES
 from valetkey.gateway.route import read_target, route
 
 if TYPE_CHECKING:
     from valetkey.credential import CredentialRef
-    from valetkey.gateway.client import Tunnel
     from valetkey.gateway.ring import LiveKey
     from valetkey.provider import Provider, Rewrite
     from valetkey.providers import Catalogue
 
-__all__ = ["Plan", "Planner"]
+__all__ = ["Plan", "Planner", "Tunnel", "disguises"]
 
 # A key that asks for ever new addresses must not fill the memory.
 _MAX_KEPT = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tunnel:
+    """What a CONNECT was for: requests inside are for this host alone, with this key."""
+
+    host: str
+    port: int
+    live: LiveKey
+
+    @property
+    def authority(self) -> str:
+        """Give host and port as an https URL has them."""
+        return self.host if self.port == 443 else f"{self.host}:{self.port}"
 
 
 class Plan:
@@ -172,4 +186,4 @@ def _with_port(host: str, authority: str) -> str:
 
 def disguises(header_names: frozenset[str]) -> frozenset[str]:
     """Give those that make another request of this one."""
-    return header_names & frozenset(name.decode() for name in _DISGUISES)
+    return header_names & frozenset(name.decode() for name in DISGUISES)

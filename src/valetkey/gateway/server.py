@@ -17,7 +17,7 @@ from valetkey.gateway.approvals import Approvals
 from valetkey.gateway.client import ClientConnection
 from valetkey.gateway.credentials import Credentials
 from valetkey.gateway.dial import Dialler
-from valetkey.gateway.plan import Plan, Planner
+from valetkey.gateway.plan import Plan, Planner, Tunnel
 from valetkey.gateway.upstream import Pool, UpstreamConnection
 
 if TYPE_CHECKING:
@@ -93,21 +93,9 @@ class Gateway:
         """Listen; `port` 0 takes any free one. Raises: GatewayFailed."""
         self.ring.refresh()
         try:
+            self._servers.append(await self.loop.create_server(self._accepted, host, port, backlog=_BACKLOG))
             if unix_path is not None:
-                with contextlib.suppress(FileNotFoundError):
-                    unix_path.unlink()
-                before = os.umask(0o177)
-                try:
-                    self._servers.append(
-                        await self.loop.create_unix_server(
-                            lambda: ClientConnection(self), str(unix_path), backlog=_BACKLOG
-                        )
-                    )
-                finally:
-                    os.umask(before)
-            self._servers.insert(
-                0, await self.loop.create_server(lambda: ClientConnection(self), host, port, backlog=_BACKLOG)
-            )
+                self._servers.append(await self._listen_at(str(unix_path)))
         except OSError as error:
             for server in self._servers:
                 server.close()
@@ -127,6 +115,10 @@ class Gateway:
             return await self.loop.create_unix_server(self._accepted, path, backlog=_BACKLOG)
         finally:
             os.umask(before)
+
+    def inside(self, tunnel: Tunnel) -> ClientConnection:
+        """Make the protocol for what is inside of a tunnel."""
+        return ClientConnection(self, tunnel)
 
     def _accepted(self) -> ClientConnection:
         return ClientConnection(self)
@@ -208,6 +200,7 @@ class Gateway:
 
     async def dial(self, plan: Plan, *, tunnel: bool = False) -> UpstreamConnection:
         """Open a connection for a plan. Raises: AddressRefused, TransportError."""
+        protocol: UpstreamConnection
         _, protocol = await self._dialler.dial(
             lambda: UpstreamConnection(self.pool, plan.pool_key),
             scheme="tunnel" if tunnel else plan.scheme,

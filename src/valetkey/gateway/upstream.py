@@ -106,7 +106,10 @@ class UpstreamConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             if isinstance(error, httptools.HttpParserCallbackError) and error.__context__ is not None:
                 exchange.crashed(error.__context__)
-            self.broken = self.broken or "its answer is no HTTP/1.1"
+            if self._complete:
+                self.keep_alive = False  # the answer is whole; what follows it is nobody's
+            else:
+                self.broken = self.broken or "its answer is no HTTP/1.1"
         if self._in_head and self._seen > MAX_HEAD_BYTES:
             self.broken = f"the head of its answer is longer than {MAX_HEAD_BYTES} bytes"
         if self.broken:
@@ -166,9 +169,10 @@ class UpstreamConnection(asyncio.Protocol):
     # --- what the parser tells -------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """Begin a response; a second one on one request is an answer that nobody asked for."""
+        """Begin a response. A second one on one request was asked for by nobody: it is dropped with the connection."""
         if self._complete:
-            self.broken = "it sent more than one answer"
+            self.keep_alive = False
+            return
         self._headers = []
         self._trailers = []
         self._in_head = True
@@ -179,6 +183,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Tell the exchange the head, or pass on an interim one."""
+        if self._complete:
+            return
         self._in_head = False
         self._seen = 0
         if self.broken or self._parser is None or self.exchange is None:
@@ -206,7 +212,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Remember the end; it is told once all that came is parsed."""
-        if self.status >= 200 and not self._in_head:
+        if self._complete or (self.status >= 200 and not self._in_head):
             self._complete = True
         else:
             self._in_head = True
