@@ -19,6 +19,7 @@ from valetkey.broker import Broker
 from valetkey.clock import Clock, SystemClock
 from valetkey.config import Paths
 from valetkey.credential import ApiKey, Credential, CredentialRef, Secret
+
 try:
     from valetkey.gateway.authority import Authority
 except ImportError:

@@ -111,7 +111,9 @@ class Conversation:
             pass
 
 
-def answer(body: bytes = b"{}", *, status: int = 200, content_type: str = "application/json", headers: str = "") -> bytes:
+def answer(
+    body: bytes = b"{}", *, status: int = 200, content_type: str = "application/json", headers: str = ""
+) -> bytes:
     """Give an ordinary answer. `headers` are whole lines."""
     return (
         f"HTTP/1.1 {status} X\r\ncontent-type: {content_type}\r\n{headers}content-length: {len(body)}\r\n\r\n".encode()
@@ -122,7 +124,9 @@ def answer(body: bytes = b"{}", *, status: int = 200, content_type: str = "appli
 class Upstream:
     """Runs a script for each connection; by default each request is answered with `answer()`. Use it with `with`."""
 
-    def __init__(self, script: Callable[[Conversation], None] | None = None, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, script: Callable[[Conversation], None] | None = None, *, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.requests: list[Whole] = []
         self.garbage: list[str] = []
         self.connections = 0
