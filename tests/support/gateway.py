@@ -1,4 +1,4 @@
-"""A gateway in a thread of its own, with the real parts and a store in memory, and a client that speaks in raw bytes."""
+"""A gateway in a thread of its own, with the real parts and a store in memory, and a client that speaks raw bytes."""
 
 from __future__ import annotations
 

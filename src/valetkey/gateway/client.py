@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from valetkey.gateway.answers import failed
-from valetkey.gateway.exchange import Exchange
+from valetkey.gateway.exchange import Exchange, Repeat
 from valetkey.gateway.message import MAX_HEAD_BYTES, REQUEST_LINE, Header
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_headers",
         "_in_head",
+        "_lengths",
         "_line",
         "_parser",
         "_paused_by",
@@ -43,6 +44,7 @@ class ClientConnection(asyncio.Protocol):
         "deadline",
         "gateway",
         "half_closed",
+        "last",
         "queue",
         "relaying",
         "transport",
@@ -58,10 +60,13 @@ class ClientConnection(asyncio.Protocol):
         self.closing = False
         self.half_closed = False
         self.relaying = False
+        # The last request that was sent on: most clients send the same head again, but for its length.
+        self.last: Repeat | None = None
         self._parser: httptools.HttpRequestParser | None = None
         self._receiving: Exchange | None = None
         self._url = b""
         self._headers: list[Header] = []
+        self._lengths: list[bytes] = []
         # Bytes of a request line that is not whole yet; None while inside a message.
         self._line: bytes | None = b""
         self._in_head = True
@@ -76,7 +81,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         self._parser = httptools.HttpRequestParser(self)
         self.gateway.connections.add(self)
-        self.deadline = self.gateway.now() + self.gateway.settings.head_seconds
+        self.deadline = self.gateway.tick + self.gateway.settings.head_seconds
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -120,7 +125,7 @@ class ClientConnection(asyncio.Protocol):
         if self._line:
             data = self._line + data
         elif not self.queue:
-            self.deadline = self.gateway.now() + self.gateway.settings.head_seconds
+            self.deadline = self.gateway.tick + self.gateway.settings.head_seconds
         if REQUEST_LINE.match(data):
             self._line = None
             return data
@@ -146,7 +151,7 @@ class ClientConnection(asyncio.Protocol):
             # Its body broke off inside: what was begun upstream must not end well.
             self._receiving.cut_off(failed(status, "malformed", f"the request {reason}", "send it in plain HTTP/1.1"))
             return
-        exchange = Exchange(self, b"", b"", "1.1", False, [])
+        exchange = Exchange(self, b"", b"", "1.1", False, [], [])
         exchange.problem = failed(status, "malformed", f"the request {reason}", "send it in plain HTTP/1.1")
         exchange.body_complete = True
         self.queue.append(exchange)
@@ -240,6 +245,7 @@ class ClientConnection(asyncio.Protocol):
         """Begin a request."""
         self._url = b""
         self._headers = []
+        self._lengths = []
         self._in_head = True
         self._receiving = None
         self._line = None
@@ -250,10 +256,13 @@ class ClientConnection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header, or a trailer where the head is over."""
-        if self._receiving is None:
-            self._headers.append((name.lower(), value))
+        name = name.lower()
+        if self._receiving is not None:
+            self._receiving.up.trailers.append((name, value))
+        elif name == b"content-length":
+            self._lengths.append(value)
         else:
-            self._receiving.trailers.append((name.lower(), value))
+            self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Queue the request; it is begun when it stands in front and what came with it is parsed."""
@@ -269,6 +278,7 @@ class ClientConnection(asyncio.Protocol):
             parser.get_http_version(),
             parser.should_keep_alive(),
             self._headers,
+            self._lengths,
         )
         self.queue.append(exchange)
 
@@ -296,7 +306,7 @@ class ClientConnection(asyncio.Protocol):
         if self._stopped and not self.queue:
             self.close()
             return
-        self.deadline = self.gateway.now() + self.gateway.settings.idle_seconds
+        self.deadline = self.gateway.tick + self.gateway.settings.idle_seconds
         self.resume("queue")
         self.resume("upstream")
         if self.queue:
@@ -313,7 +323,7 @@ class ClientConnection(asyncio.Protocol):
             return
         # What the client is still sending is read and dropped for a moment: a reset would take the answer with it.
         self.closing = True
-        self.deadline = self.gateway.now() + 2.0
+        self.deadline = self.gateway.tick + 2.0
         self._paused_by.clear()
         if self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()

@@ -16,12 +16,13 @@ from valetkey.gateway import answers, presented, scrub, usage
 from valetkey.gateway.answers import Answer
 from valetkey.gateway.body import Down, Up
 from valetkey.gateway.connect import open_tunnel
-from valetkey.gateway.decide import Hold, Refuse
+from valetkey.gateway.decide import Forward, Hold, Refuse
 from valetkey.gateway.message import (
     Header,
     Problem,
     ReadHead,
     ReadResponse,
+    read_length,
     read_request,
     read_response,
     status_line,
@@ -51,45 +52,55 @@ _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 _HALF_CLOSED_SECONDS = 5.0
 
 
+class Repeat:
+    """A request that was sent on, and what was made of it. It holds for the same bytes until `epoch` has moved."""
+
+    __slots__ = ("epoch", "head", "headers", "live", "method", "out", "plan", "ready", "url", "version")
+
+    def __init__(self, exchange: Exchange, head: ReadHead, live: LiveKey, plan: Plan, epoch: int) -> None:
+        self.method = exchange.method
+        self.url = exchange.url
+        self.version = exchange.version
+        self.headers = exchange.headers
+        self.head = head
+        self.live = live
+        self.plan = plan
+        self.epoch = epoch
+        # The head as it is sent, up to its length, with the credential of `ready`.
+        self.ready: Ready | None = None
+        self.out = b""
+
+
 class Exchange:
     """A request of a client, from its head to the end of its answer."""
 
-    __slots__ = (
-        "_begun",
-        "_body",
-        "_finished",
-        "_first_byte",
-        "_kept",
-        "_kept_body",
-        "_outcome",
-        "_reader",
-        "_ready",
-        "_renewed",
-        "_replaced",
-        "_retried",
-        "_scrubber",
-        "_status",
-        "_task",
-        "admitted",
-        "attached",
-        "client",
-        "down",
-        "gateway",
-        "head",
-        "headers",
-        "is_head",
-        "keep_alive",
-        "leftover",
-        "live",
-        "method",
-        "plan",
-        "problem",
-        "started",
-        "up",
-        "upstream",
-        "url",
-        "version",
-    )
+    # Where they begin; most requests change few of them.
+    started = False
+    attached = False
+    admitted = False
+    leftover = b""
+    problem: Answer | None = None
+    head: ReadHead | None = None
+    live: LiveKey | None = None
+    plan: Plan | None = None
+    upstream: UpstreamConnection | None = None
+    down: Down | None = None
+    _length = 0
+    _ready: Ready | None = None
+    _repeat: Repeat | None = None
+    _task: asyncio.Task[None] | None = None
+    _kept: tuple[int, ReadResponse] | None = None
+    _kept_body: tuple[bytes, ...] = ()
+    _replaced: Answer | None = None
+    _scrubber: Scrubber | None = None
+    _reader: UsageReader | None = None
+    _begun = 0.0
+    _first_byte: float | None = None
+    _status = 0
+    _outcome = "ok"
+    _finished = False
+    _renewed = False
+    _retried = False
 
     def __init__(
         self,
@@ -99,6 +110,7 @@ class Exchange:
         version: str,
         keep_alive: bool,
         headers: list[Header],
+        lengths: list[bytes],
     ) -> None:
         self.client = client
         self.gateway = client.gateway
@@ -109,30 +121,7 @@ class Exchange:
         self.keep_alive = keep_alive and version == "1.1"
         self.headers = headers
         self.up = Up()
-        self.down: Down | None = None
-        self.started = False
-        self.attached = False
-        self.admitted = False
-        self.leftover = b""
-        self.problem: Answer | None = None
-        self.head: ReadHead | None = None
-        self.live: LiveKey | None = None
-        self.plan: Plan | None = None
-        self.upstream: UpstreamConnection | None = None
-        self._ready: Ready | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._kept: tuple[int, ReadResponse] | None = None
-        self._kept_body: list[bytes] = []
-        self._replaced: Answer | None = None
-        self._scrubber: Scrubber | None = None
-        self._reader: UsageReader | None = None
-        self._begun = 0.0
-        self._first_byte: float | None = None
-        self._status = 0
-        self._outcome = "ok"
-        self._finished = False
-        self._renewed = False
-        self._retried = False
+        self._lengths = lengths
 
     # --- what the client sends -------------------------------------------------------------------
 
@@ -144,11 +133,6 @@ class Exchange:
     @body_complete.setter
     def body_complete(self, value: bool) -> None:
         self.up.complete = value
-
-    @property
-    def trailers(self) -> list[Header]:
-        """The request's trailers."""
-        return self.up.trailers
 
     @property
     def waiting_up(self) -> bool:
@@ -189,7 +173,7 @@ class Exchange:
             self._alive()
 
     def _alive(self) -> None:
-        self.client.deadline = self.gateway.now() + self.gateway.settings.stream_seconds
+        self.client.deadline = self.gateway.tick + self.gateway.settings.stream_seconds
 
     # --- who, whether, where ---------------------------------------------------------------------
 
@@ -212,45 +196,70 @@ class Exchange:
             return
         gateway = self.gateway
         gateway.look()
-        head = read_request(self.method, self.version, self.headers)
+        length = read_length(self._lengths)
+        if isinstance(length, Problem):
+            self._malformed(length)
+            return
+        self._length = length
+        last = self.client.last
+        if (
+            last is not None
+            and last.epoch == gateway.epoch
+            and last.headers == self.headers
+            and last.url == self.url
+            and last.method == self.method
+            and last.version == self.version
+            and not last.live.ended
+        ):
+            self._repeat, self.head, self.live, self.plan = last, last.head, last.live, last.plan
+            self.up.chunked = last.head.chunked
+            self._admit(last.live, last.plan)
+            return
+        head = read_request(self.method, self.version, self.headers, has_body=length > 0)
         if isinstance(head, Problem):
-            told = answers.failed(head.status, "malformed", f"the request {head.reason}", "send it in plain HTTP/1.1")
-            self.answer(told, close=True)
+            self._malformed(head)
             return
         self.head = head
         self.up.chunked = head.chunked
+        url = self.url
         live = self._who(head)
         if live is None:
             return
         self.live = live
-        if self.method == b"CONNECT" and (head.length or head.chunked or self.leftover):
-            self.answer(
-                answers.failed(
-                    400, "malformed", "the request sends something before the tunnel is open", "wait for it"
-                ),
-                close=True,
-            )
+        if self.method == b"CONNECT" and (length or head.chunked or self.leftover):
+            told = Problem(status=400, reason="sends something before its tunnel is open")
+            self._malformed(told)
             return
+        self.plan = plan = self._planned(head, live)
+        if isinstance(plan.decision, Refuse):
+            self.answer(answers.refused(plan.decision))
+            return
+        if isinstance(plan.decision, Forward) and plan.ref is not None and url is self.url and not head.disguised:
+            self.client.last = self._repeat = Repeat(self, head, live, plan, gateway.epoch)
+        self._admit(live, plan)
+
+    def _malformed(self, problem: Problem) -> None:
+        told = answers.failed(problem.status, "malformed", f"the request {problem.reason}", "send plain HTTP/1.1")
+        self.answer(told, close=True)
+
+    def _planned(self, head: ReadHead, live: LiveKey) -> Plan:
         tunnel = self.client.tunnel
         names = frozenset[str]()
         if head.disguised:
             names = disguises(frozenset(name.decode("latin-1") for name, _ in head.lines))
         host = None if tunnel is None and self.url.startswith(b"/") else head.host
-        self.plan = plan = gateway.planner.plan(
-            live, self.method, self.url, host=host, tunnel=tunnel, header_names=names
-        )
-        decision = plan.decision
-        if isinstance(decision, Refuse):
-            self.answer(answers.refused(decision))
-            return
-        if plan.forward is not None and plan.forward.how != "intercept":
+        return self.gateway.planner.plan(live, self.method, self.url, host=host, tunnel=tunnel, header_names=names)
+
+    def _admit(self, live: LiveKey, plan: Plan) -> None:
+        """Count it against the key's limits, and go on."""
+        if plan.counted:
             wait = live.meter.admit(self._begun)
             if wait is not None:
                 self.answer(answers.too_many(wait))
                 return
             self.admitted = True
-        if isinstance(decision, Hold):
-            self._spawn(self._held(decision))
+        if isinstance(plan.decision, Hold):
+            self._spawn(self._held(plan.decision))
         else:
             self._go()
 
@@ -329,16 +338,23 @@ class Exchange:
         if plan is None or self.live is None or self._finished:
             return
         self._ready = ready
-        head = self._head_for(plan, ready)
-        if self.live.marker in head:
-            told = answers.failed(
-                400,
-                "key_in_request",
-                "the request holds its valet key where it would reach the provider",
-                "put the key where the provider's own key goes: a header or the query",
-            )
-            self.answer(told)
-            return
+        repeat = self._repeat
+        if repeat is not None and repeat.ready is ready:
+            out = repeat.out
+        else:
+            out = self._head_for(plan, ready)
+            if self.live.marker in out:
+                told = answers.failed(
+                    400,
+                    "key_in_request",
+                    "the request holds its valet key where it would reach the provider",
+                    "put the key where the provider's own key goes: a header or the query",
+                )
+                self.answer(told)
+                return
+            if repeat is not None:
+                repeat.ready, repeat.out = ready, out
+        head = out + self._framing()
         upstream = None if fresh_connection else self.gateway.pool.take(plan.pool_key)
         if upstream is None:
             self._spawn(self._dial_and_send(plan, head))
@@ -346,6 +362,7 @@ class Exchange:
             self._attach(upstream, head)
 
     def _head_for(self, plan: Plan, ready: Ready | None) -> bytes:
+        """Write the head anew, up to what frames the body."""
         head = self.head
         if head is None:
             raise AssertionError("unreachable: the head is read before anything is sent")
@@ -365,17 +382,21 @@ class Exchange:
                     lines = [line for line in lines if line[0] != name] + [(name, present + b", " + value)]
             parts.append(write_headers(lines))
             parts.append(placement.fixed)
-        if head.websocket:
-            parts.append(b"connection: Upgrade\r\nupgrade: websocket\r\n\r\n")
-        elif head.chunked:
-            parts.append(b"transfer-encoding: chunked\r\n\r\n")
-        elif head.length or self.method in (b"POST", b"PUT", b"PATCH"):
-            parts.append(b"content-length: %d\r\n\r\n" % head.length)
-        else:
-            parts.append(b"\r\n")
-        if head.expect and (head.chunked or head.length):
-            parts.insert(2, b"expect: 100-continue\r\n")
         return b"".join(parts)
+
+    def _framing(self) -> bytes:
+        head = self.head
+        if head is None:
+            return b"\r\n"
+        if head.websocket:
+            return b"connection: Upgrade\r\nupgrade: websocket\r\n\r\n"
+        expect = b"expect: 100-continue\r\n" if head.expect and (head.chunked or self._length) else b""
+        if head.chunked:
+            return b"%btransfer-encoding: chunked\r\n\r\n" % expect
+        # RFC 9110 section 8.6: these say it even where it is 0.
+        if self._length or self.method in (b"POST", b"PUT", b"PATCH"):
+            return b"%bcontent-length: %d\r\n\r\n" % (expect, self._length)
+        return b"\r\n"
 
     async def _dial_and_send(self, plan: Plan, head: bytes) -> None:
         gateway = self.gateway
@@ -388,7 +409,7 @@ class Exchange:
     def _attach(self, upstream: UpstreamConnection, head: bytes) -> None:
         self.upstream = upstream
         self.attached = True
-        self.client.deadline = self.gateway.now() + self.gateway.settings.response_seconds
+        self.client.deadline = self.gateway.tick + self.gateway.settings.response_seconds
         upstream.begin(self, head + self.up.drain())
         if len(self.client.queue) == 1:
             self.client.resume("queue")
@@ -456,14 +477,12 @@ class Exchange:
             )
         self.down = Down(head, chunked=chunked, needles=needles, decoder=decoder, reader=self._reader)
         self._status = status
-        now = self.gateway.now()
-        self._first_byte = now - self._begun
-        self.client.deadline = now + self.gateway.settings.stream_seconds
+        self._first_byte = self.gateway.now() - self._begun
 
     def response_body(self, data: bytes) -> None:
         """Take a piece of the answer's body."""
         if self._kept is not None:
-            self._kept_body.append(data)
+            self._kept_body += (data,)
             if sum(map(len, self._kept_body)) > _MAX_KEPT_ANSWER:
                 self._pass_on_kept()
             return
@@ -541,7 +560,7 @@ class Exchange:
             self._pass_on_kept()
             self.response_done([])
             return
-        self._kept, self._kept_body = None, []
+        self._kept, self._kept_body = None, ()
         self.up.rewind()
         self._send(fresh)
 
@@ -549,7 +568,7 @@ class Exchange:
         if self._kept is None:
             return
         (status, read), self._kept = self._kept, None
-        pieces, self._kept_body = self._kept_body, []
+        pieces, self._kept_body = self._kept_body, ()
         self._answer_with(status, read)
         for piece in pieces:
             self.response_body(piece)
@@ -754,12 +773,12 @@ class Exchange:
                 gateway.wall(self._begun),
                 "" if live is None else live.key.id,
                 "" if plan is None else plan.account,
-                self.method.decode("latin-1"),
+                self.method.decode("latin-1") if plan is None else plan.method,
                 "" if plan is None else plan.host,
                 "" if plan is None else plan.path,
                 self._status,
                 self._outcome,
-                ("proxy" if self.client.tunnel is None else "intercepted") if plan is None else plan.way,
+                self._way() if plan is None else plan.way,
                 self.up.received,
                 0 if self.down is None else self.down.sent,
                 None if first is None else first * 1000,
@@ -771,6 +790,11 @@ class Exchange:
                 None,
             )
         )
+
+    def _way(self) -> str:
+        if self.client.tunnel is not None:
+            return "intercepted"
+        return "base-url" if self.url.startswith(b"/") or not self.url else "proxy"
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Go on in a task; it ends with the exchange."""

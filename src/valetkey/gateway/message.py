@@ -22,6 +22,7 @@ __all__ = [
     "ReadHead",
     "ReadResponse",
     "chunk",
+    "read_length",
     "read_request",
     "read_response",
     "status_line",
@@ -101,16 +102,14 @@ class Problem:
 
 
 class ReadHead:
-    """What a request's headers say. `lines` are those that may go on; names are in lower case."""
+    """What a request's headers say, but for its length. `lines` are those that may go on, names in lower case."""
 
     __slots__ = (
         "chunked",
-        "cookie",
         "credentials",
         "disguised",
         "expect",
         "host",
-        "length",
         "lines",
         "proxy_authorization",
         "websocket",
@@ -118,20 +117,26 @@ class ReadHead:
 
     def __init__(self) -> None:
         self.host: bytes | None = None
-        # The body: so many bytes, or chunked, or none.
-        self.length = 0
         self.chunked = False
         self.expect = False
         self.websocket = False
         self.disguised = False
-        self.cookie: bytes | None = None
         self.proxy_authorization: bytes | None = None
         self.credentials: list[Header] = []
         self.lines: list[Header] = []
 
 
-def read_request(method: bytes, version: str, headers: list[Header]) -> ReadHead | Problem:
-    """Read the headers of a request, names in lower case, in one pass."""
+def read_length(lengths: list[bytes]) -> int | Problem:
+    """Read the Content-Length headers of a request: none is 0."""
+    if not lengths:
+        return 0
+    if len(lengths) > 1 or not _LENGTH.match(lengths[0]):
+        return Problem(status=400, reason="has a Content-Length that is no plain number")
+    return int(lengths[0])
+
+
+def read_request(method: bytes, version: str, headers: list[Header], *, has_body: bool) -> ReadHead | Problem:
+    """Read the headers of a request, names in lower case, without its Content-Length. `has_body`: that is not 0."""
     if method not in _METHODS:
         return Problem(status=501, reason="has a method that no API here has")
     if version not in ("1.1", "1.0"):
@@ -146,7 +151,7 @@ def read_request(method: bytes, version: str, headers: list[Header]) -> ReadHead
             lines.append(header)
         else:
             special.append(header)
-    problem = _read_special(head, special, version)
+    problem = _read_special(head, special, version, has_body=has_body)
     if problem is not None:
         return problem
     if head.host is None and version == "1.1":
@@ -178,8 +183,7 @@ _PLAIN = frozenset(
 )
 
 
-def _read_special(head: ReadHead, headers: list[Header], version: str) -> Problem | None:
-    length: bytes | None = None
+def _read_special(head: ReadHead, headers: list[Header], version: str, *, has_body: bool) -> Problem | None:
     encoding: bytes | None = None
     connection: list[bytes] = []
     upgrade: bytes | None = None
@@ -190,8 +194,6 @@ def _read_special(head: ReadHead, headers: list[Header], version: str) -> Proble
                 if head.host is not None:
                     return Problem(status=400, reason="has two Host headers")
                 head.host = value
-            case b"content-length":
-                length = value
             case b"transfer-encoding":
                 if encoding is not None:
                     return Problem(status=400, reason="has two Transfer-Encoding headers")
@@ -222,7 +224,7 @@ def _read_special(head: ReadHead, headers: list[Header], version: str) -> Proble
     gone = set(connection) - _CONNECTION_WORDS
     if gone:
         head.lines[:] = [line for line in head.lines if line[0] not in gone]
-    return _framing(head, length, encoding, version) or _upgrade(head, connection, upgrade)
+    return _framing(head, encoding, version) or _upgrade(head, connection, upgrade, has_body=has_body)
 
 
 def _other(head: ReadHead, header: Header) -> Problem | None:
@@ -242,25 +244,22 @@ def _other(head: ReadHead, header: Header) -> Problem | None:
     return None
 
 
-def _framing(head: ReadHead, length: bytes | None, encoding: bytes | None, version: str) -> Problem | None:
-    if encoding is not None:
-        if version == "1.0":
-            return Problem(status=400, reason="is HTTP/1.0 with a Transfer-Encoding")
-        if encoding.lower() != b"chunked":
-            return Problem(status=501, reason="has another Transfer-Encoding than chunked")
-        head.chunked = True
-    elif length is not None:
-        if not _LENGTH.match(length):
-            return Problem(status=400, reason="has a Content-Length that is no plain number")
-        head.length = int(length)
+def _framing(head: ReadHead, encoding: bytes | None, version: str) -> Problem | None:
+    if encoding is None:
+        return None
+    if version == "1.0":
+        return Problem(status=400, reason="is HTTP/1.0 with a Transfer-Encoding")
+    if encoding.lower() != b"chunked":
+        return Problem(status=501, reason="has another Transfer-Encoding than chunked")
+    head.chunked = True
     return None
 
 
-def _upgrade(head: ReadHead, connection: list[bytes], upgrade: bytes | None) -> Problem | None:
+def _upgrade(head: ReadHead, connection: list[bytes], upgrade: bytes | None, *, has_body: bool) -> Problem | None:
     if b"upgrade" not in connection or upgrade is None:
         return None
     # The parser takes what follows for another protocol and leaves the body unread: only a WebSocket has none.
-    if upgrade != b"websocket" or head.chunked or head.length:
+    if upgrade != b"websocket" or head.chunked or has_body:
         return Problem(status=400, reason="asks for an upgrade to something else than a WebSocket, or has a body")
     head.websocket = True
     return None

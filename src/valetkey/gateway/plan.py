@@ -43,11 +43,13 @@ class Plan:
 
     __slots__ = (
         "account",
+        "counted",
         "decision",
         "dialect",
         "forward",
         "host",
         "host_name",
+        "method",
         "near",
         "origin",
         "path",
@@ -61,12 +63,15 @@ class Plan:
         "way",
     )
 
-    def __init__(self, decision: Decision, way: str, provider: Provider | None) -> None:
+    def __init__(self, decision: Decision, method: str, way: str, provider: Provider | None) -> None:
         self.decision = decision
         self.way = way
         forward = decision if isinstance(decision, Forward) else decision.then if isinstance(decision, Hold) else None
         self.forward: Forward | None = forward
         target = decision.target if isinstance(decision, Refuse) else forward.target if forward is not None else None
+        self.method = method
+        # What opens a tunnel to look into is no request of its own.
+        self.counted = forward is not None and forward.how != "intercept"
         self.ref: CredentialRef | None = forward.grant if forward is not None else None
         granted = decision.grant if isinstance(decision, Refuse) else self.ref
         self.account = "" if granted is None else str(granted)
@@ -137,7 +142,7 @@ class Planner:
     ) -> Plan:
         request, way = _read(live, method.decode("ascii"), url.decode("latin-1"), host, tunnel)
         if isinstance(request, Refuse):
-            return Plan(request, way, None)
+            return Plan(request, method.decode("ascii"), way, None)
         if header_names:
             request = dataclasses.replace(request, header_names=header_names)
         decision = decide(request, live.client, live.policy)
@@ -148,7 +153,7 @@ class Planner:
                 provider = self._catalogue.get(ref.provider)
             except ProviderError:
                 provider = None  # its declaration went away: the credential is not to be had either
-        return Plan(decision, way, provider)
+        return Plan(decision, method.decode("ascii"), way, provider)
 
 
 def _read(

@@ -77,6 +77,10 @@ class Gateway:
         self.pool = Pool(clock.monotonic)
         self.connections: set[ClientConnection] = set()
         self.draining = False
+        # Counts the changes of keys and accounts: what was decided before one holds no more.
+        self.epoch = 0
+        # The time of the last sweep: near enough for what is waited for.
+        self.tick = clock.monotonic()
         self.active = 0
         self.last_activity = clock.monotonic()
         self._clock = clock
@@ -137,6 +141,7 @@ class Gateway:
     def refresh(self) -> None:
         """Read keys and accounts anew, and close what ended keys have open."""
         ended = set(self.ring.refresh())
+        self.epoch += 1
         self.credentials.forget()
         self.planner.forget()
         if not ended:
@@ -213,7 +218,7 @@ class Gateway:
 
     def sweep(self) -> None:
         """End what has waited too long."""
-        now = self.now()
+        self.tick = now = self.now()
         self._wall = (now, self._clock.now().timestamp())
         for connection in list(self.connections):
             if connection.deadline < now:
