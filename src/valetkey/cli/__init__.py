@@ -17,6 +17,7 @@ COMMANDS: dict[str, str] = {
     "import": "valetkey.cli.imports:import_logins",
     "key": "valetkey.cli.key:key",
     "policy": "valetkey.cli.policy:policy",
+    "trace": "valetkey.cli.trace:trace",
     "store": "valetkey.cli.store:store",
     "config": "valetkey.cli.settings:config",
     "doctor": "valetkey.cli.doctor:doctor",
