@@ -142,7 +142,7 @@ def error_from(told: "dict[str, Any]") -> ValetkeyError:
 
     classes = (getattr(errors, name) for name in errors.__all__)
     kind = next((c for c in classes if c.code == told.get("code")), ValetkeyError)
-    return kind(  # type: ignore[no-any-return]  # all of them take these
+    return kind(
         str(told.get("message") or "the gateway could not do it"),
         hint=str(told.get("hint") or "see what it logged, in run/serve.log of the home folder"),
         provider=told.get("provider"),

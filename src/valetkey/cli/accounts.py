@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from valetkey import serving
-
 from valetkey.cli.frame import State, command, stop
 from valetkey.cli.output import until
 from valetkey.credential import CredentialRef, Health
@@ -110,7 +109,7 @@ def status(state: State, *, name: str | None) -> None:
 # --- the gateway -----------------------------------------------------------------------------
 
 # What the gateway says when it is asked; what else it is stands in `run/serve.json`.
-_ASKED = ("key_source", "keys", "problems", "active", "idle_seconds", "approvals", "trace_dropped")
+_ASKED = ("key_source", "keys", "problems", "active", "approvals", "trace_dropped")
 
 
 def _gateway(state: State) -> dict[str, object] | None:
@@ -138,8 +137,8 @@ def _say_gateway(state: State, gateway: dict[str, object] | None) -> None:
         state.say(f"  waiting for a decision: {gateway['approvals']} (`valetkey approvals list`)", fg="yellow")
     problems = gateway["problems"]
     if isinstance(problems, dict):
-        for id, reason in problems.items():
-            state.say(f"  the valet key {id} does not count: {reason}", fg="red")
+        for key, reason in problems.items():
+            state.say(f"  the valet key {key} does not count: {reason}", fg="red")
 
 
 def _locked(found: Sequence[AccountState]) -> list[AccountState]:

@@ -220,7 +220,7 @@ def _gateway(state: State) -> Finding:
     notices = ["the store is locked: run `valetkey unlock`"] if told["locked"] else []
     if about["version"] != valetkey.__version__:
         notices.append(f"it is of version {about['version']}, this is {valetkey.__version__}: run `valetkey up`")
-    notices += [f"the valet key {id} does not count: {reason}" for id, reason in told["problems"].items()]
+    notices += [f"the valet key {key} does not count: {reason}" for key, reason in told["problems"].items()]
     detail = f"process {about['pid']}, version {about['version']}"
     return Finding(layer="gateway", subject=about["url"], detail=detail, notice="; ".join(notices))
 

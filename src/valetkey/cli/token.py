@@ -63,5 +63,9 @@ def _from_gateway(state: State, name: str) -> dict[str, object] | None:
     name = str(state.broker.resolve(name))
     try:
         return serving.ask(home, "POST", "/token", {"name": name})
-    except (GatewayDown, NotLoggedIn, StoreLocked, WrongKey):
+    except (GatewayDown, NotLoggedIn):
+        return None
+    except (StoreLocked, WrongKey):
+        if not state.interactive and not state.environ.get("VALETKEY_PASSPHRASE_FILE"):
+            raise  # it says how to unlock it; here nobody could be asked
         return None

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import partial
 
 from valetkey.access import Access
 from valetkey.broker import Broker
@@ -63,11 +64,14 @@ class Ahead:
                 continue
             self._due[ref] = now + LONGEST_SECONDS
             self._under_way[ref] = task = asyncio.create_task(self._renew(ref))
-            task.add_done_callback(lambda _, ref=ref: self._under_way.pop(ref, None))
+            task.add_done_callback(partial(self._settle, ref))
             # A living token is dealt with in this turn; a dead one is waited for, but not by the others.
             await asyncio.sleep(0)
         soonest = min(self._due.values(), default=now + LONGEST_SECONDS)
         return min(max(soonest - self._clock.monotonic(), SHORTEST_SECONDS), LONGEST_SECONDS)
+
+    def _settle(self, ref: CredentialRef, _: asyncio.Task[None]) -> None:
+        self._under_way.pop(ref, None)
 
     async def _renew(self, ref: CredentialRef) -> None:
         try:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
 import pwd
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import uvicorn
@@ -124,9 +123,9 @@ def application(asked: Asked) -> Starlette:
         approved = (await _body(request)).get("approve")
         if not isinstance(approved, bool):
             raise UsageError("the body says neither yes nor no", hint='send {"approve": true} or {"approve": false}')
-        id, by = request.path_params["id"], _user()
-        asked.settle(id, approved=approved, by=by)
-        return {"id": id, "approved": approved, "by": by}
+        which, by = request.path_params["id"], _user()
+        asked.settle(which, approved=approved, by=by)
+        return {"id": which, "approved": approved, "by": by}
 
     async def metrics(_: Request) -> Response:
         asked.heard()
@@ -222,41 +221,32 @@ class Control:
     """Serves the control API on a socket, to processes of this user alone."""
 
     def __init__(self, asked: Asked, *, allowed_uid: int | None = None) -> None:
-        self._server = _Server(
-            uvicorn.Config(
-                application(asked),
-                http=_protocol(os.geteuid() if allowed_uid is None else allowed_uid),
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                date_header=False,
-                timeout_graceful_shutdown=2,
-            )
+        self._config = uvicorn.Config(
+            application(asked),
+            http=_protocol(os.geteuid() if allowed_uid is None else allowed_uid),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            timeout_graceful_shutdown=2,
         )
-        self._task: asyncio.Task[None] | None = None
+        self._server = uvicorn.Server(self._config)
+        self._listening: socket.socket | None = None
 
     async def start(self, listening: socket.socket) -> None:
-        """Begin to answer."""
-        self._task = asyncio.create_task(self._server.serve(sockets=[listening]))
-        while not self._server.started and not self._task.done():
-            await asyncio.sleep(0.001)
+        """Begin to answer. `Server.serve` would take the signals, and wake up ten times a second."""
+        self._config.load()
+        self._server.lifespan = self._config.lifespan_class(self._config)
+        await self._server.startup(sockets=[listening])
+        self._listening = listening
 
     async def close(self) -> None:
         """Finish the answers under way and end."""
-        if self._task is not None:
-            self._server.should_exit = True
-            await self._task
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn inside another program: signals are that program's affair."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave them alone."""
-        yield
+        if self._listening is not None:
+            await self._server.shutdown(sockets=[self._listening])
+            self._listening = None
 
 
 def _protocol(allowed_uid: int) -> type[HttpToolsProtocol]:

@@ -90,6 +90,8 @@ class Operating:
         """Read keys and accounts anew where anybody has changed the store."""
         if self._parts.ring.changed():
             self.refresh()
+        else:
+            self._tell()  # the engine looks too, at each request
 
     def refresh(self) -> None:
         """Read keys and accounts anew now, and close what goes on with a key that counts no more."""
@@ -124,7 +126,6 @@ class Operating:
             "keys": len(parts.ring.live()),
             "problems": parts.ring.problems(),
             "active": parts.gateway.active,
-            "idle_seconds": round(self.idle_seconds(), 3),
             "approvals": len(parts.approvals.pending()),
             "trace_dropped": parts.trace.dropped,
             "accounts": [a.as_dict() for a in accounts],

@@ -8,7 +8,6 @@ import logging
 import os
 import resource
 import signal
-import sys
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from typing import Any
 from valetkey.broker import Broker
 from valetkey.clock import Clock
 from valetkey.config import Config
-from valetkey.errors import GatewayFailed
+from valetkey.credential import Secret
+from valetkey.errors import GatewayFailed, StoreLocked
 from valetkey.gateway.ahead import Ahead
 from valetkey.gateway.approvals import Approvals
 from valetkey.gateway.authority import Authority
@@ -33,6 +33,7 @@ from valetkey.gateway.trace import Trace
 from valetkey.http import HttpClient
 from valetkey.providers import catalogue
 from valetkey.stores import open_store
+from valetkey.stores.passphrase import VARIABLE, from_environment
 
 __all__ = ["DRAIN_SECONDS", "Listening", "assembled", "harden", "serve"]
 
@@ -93,10 +94,14 @@ def _loop() -> Callable[[Coroutine[Any, Any, int]], int]:
 
 
 def assembled(config: Config, *, environ: Mapping[str, str], clock: Clock) -> Parts:
-    """Build the gateway. The one place that knows all of its parts. Raises: ConfigError, StoreError, AuthorityBroken."""
+    """Build the gateway: the one place that knows all of its parts.
+
+    Raises: ConfigError, StoreError, AuthorityBroken.
+    """
     store = open_store(
         config.paths,
         clock=clock,
+        ask_passphrase=_passphrase(environ),
         key_source_kind=config.text("store.key_source") or "auto",
         key_command=config.words("store.key_command"),
         environ=environ,
@@ -112,7 +117,7 @@ def assembled(config: Config, *, environ: Mapping[str, str], clock: Clock) -> Pa
     )
     metrics = Metrics()
     trace = Trace(config.paths.trace, clock, [metrics])
-    ring = Ring(store, broker.catalogue, clock, environ, lambda id: trace.tokens_since(id, _midnight(clock)))
+    ring = Ring(store, broker.catalogue, clock, environ, lambda key: trace.tokens_since(key, _midnight(clock)))
     approvals = Approvals(clock)
     gateway = Gateway(
         broker=broker,
@@ -122,11 +127,22 @@ def assembled(config: Config, *, environ: Mapping[str, str], clock: Clock) -> Pa
         dialler=Dialler(ca_file=ca_file, environ=environ),
         approvals=approvals,
         clock=clock,
-        settings=config,
     )
     return Parts(
         store=store, broker=broker, ring=ring, trace=trace, metrics=metrics, approvals=approvals, gateway=gateway
     )
+
+
+def _passphrase(environ: Mapping[str, str]) -> Callable[[], Secret]:
+    """Give what opens the store without a person: the file that the environment names. Else somebody has to unlock."""
+    from_file = from_environment(environ)
+
+    def ask() -> Secret:
+        if not environ.get(VARIABLE):
+            raise StoreLocked("the store is locked by a passphrase", hint="run `valetkey unlock`")
+        return from_file()
+
+    return ask
 
 
 def _midnight(clock: Clock) -> datetime:
@@ -172,9 +188,7 @@ class _Process:
 
     async def _run(self, parts: Parts) -> None:
         await self._listen(parts.gateway)
-        operating = Operating(
-            parts, about=self._about(parts.gateway), changed=self._place.publish, stop=self._end
-        )
+        operating = Operating(parts, about=self._about(parts.gateway), changed=self._place.publish, stop=self._end)
         control = Control(operating)
         try:
             operating.refresh()
@@ -190,8 +204,11 @@ class _Process:
         host, port = self._listening.host, self._listening.port
         try:
             await gateway.start(host=host, port=port, unix_path=self._place.gateway)
-        except OSError as error:
-            raise _not_listening(error, host, port) from error
+        except (OSError, GatewayFailed) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(cause, OSError):
+                raise
+            raise _not_listening(cause, host, port) from cause
         os.chmod(self._place.gateway, 0o600)
 
     def _about(self, gateway: Gateway) -> dict[str, object]:
