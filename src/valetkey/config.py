@@ -62,6 +62,16 @@ class Paths:
         return self.home / "locks"
 
     @property
+    def run(self) -> Path:
+        """What a running gateway keeps there: serving.py names it."""
+        return self.home / "run"
+
+    @property
+    def trace(self) -> Path:
+        """The SQLite file of requests."""
+        return self.home / "trace.db"
+
+    @property
     def providers(self) -> Path:
         """The user's own declarations."""
         return self.home / "providers"
@@ -127,6 +137,13 @@ class Config:
         value = self.value(key)
         if not isinstance(value, int):
             raise TypeError(f"{key} is no number of things")
+        return value
+
+    def port(self, key: str) -> int:
+        """Give the value of a port."""
+        value = self.value(key)
+        if not isinstance(value, int):
+            raise TypeError(f"{key} is no port")
         return value
 
     def words(self, key: str) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ class Setting:
     """One documented key. `*` in it stands for a name of the user's choice; such a key is read from the file only."""
 
     key: str
-    kind: Literal["text", "path", "choice", "seconds", "count", "words"]
+    kind: Literal["text", "path", "choice", "seconds", "count", "port", "words"]
     default: Value
     description: str
     options: tuple[str, ...] = ()
@@ -89,6 +89,24 @@ SETTINGS = (
         kind="words",
         default=(),
         description="Program and arguments that print the key, for the key source `command`.",
+    ),
+    Setting(
+        key="gateway.host",
+        kind="text",
+        default="127.0.0.1",
+        description="Address that the gateway listens on. What is not loopback is open to the network, in plain HTTP.",
+    ),
+    Setting(
+        key="gateway.port",
+        kind="port",
+        default=4380,
+        description="Port that the gateway listens on; 0 takes any free one.",
+    ),
+    Setting(
+        key="gateway.idle_exit_seconds",
+        kind="seconds",
+        default=14400,
+        description="A gateway that `up` started ends after so long without a request, where no valet key lives.",
     ),
     Setting(
         key="log.level",
@@ -194,6 +212,8 @@ def checked(setting: Setting, value: object, place: str, folder: Path, environ: 
             return value
         case "count" if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 10**9:
             return value
+        case "port" if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535:
+            return value
         case "words" if isinstance(value, list) and all(isinstance(word, str) for word in value):
             return tuple(value)
     raise ConfigError(f"{place} has a value that cannot be used", hint=f"give it {_wanted(setting)}")
@@ -207,6 +227,8 @@ def _wanted(setting: Setting) -> str:
             return "a number of seconds, more than 0 and at most 86400"
         case "count":
             return "a whole number, at least 1 and at most a thousand million"
+        case "port":
+            return "a whole number from 0 to 65535"
         case "words":
             return 'a list of texts, such as ["program", "argument"]'
         case "path":
@@ -225,6 +247,8 @@ def from_variable(setting: Setting, variable: str, given: str, environ: Mapping[
             value = None
     elif setting.kind == "count":
         value = int(given) if given.isascii() and given.isdigit() and len(given) <= 10 else None
+    elif setting.kind == "port":
+        value = int(given) if given.isascii() and given.isdigit() else None
     elif setting.kind == "words":
         import shlex
 
