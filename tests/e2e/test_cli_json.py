@@ -94,6 +94,7 @@ def commands(server: LocalServer, folder: Path) -> list[tuple[str, list[str], st
         ("import", ["code-mesh", str(auth), "--dry-run"], ""),
         ("policy check", [str(policy)], ""),
         ("policy explain", ["GET", "/acme/models", "--policy", str(policy), "--grant", "acme"], ""),
+        ("trace", [], ""),
         ("store source", [], ""),
         ("store rekey", [], ""),
         ("store backup", [backup, "--passphrase-file", "-"], "a passphrase\n"),
