@@ -97,6 +97,7 @@ def commands(server: LocalServer, folder: Path) -> list[tuple[str, list[str], st
         ("key create", ["--grant", "acme", "--name", "ci"], ""),
         ("key list", [], ""),
         ("key revoke", ["ci"], ""),
+        ("trace", [], ""),
         ("store source", [], ""),
         ("store rekey", [], ""),
         ("store backup", [backup, "--passphrase-file", "-"], "a passphrase\n"),
