@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "providers": "valetkey.cli.providers:providers",
     "import": "valetkey.cli.imports:import_logins",
     "policy": "valetkey.cli.policy:policy",
+    "ca": "valetkey.cli.ca:ca",
     "store": "valetkey.cli.store:store",
     "config": "valetkey.cli.settings:config",
     "doctor": "valetkey.cli.doctor:doctor",
