@@ -15,6 +15,7 @@ COMMANDS: dict[str, str] = {
     "models": "valetkey.cli.models:models",
     "providers": "valetkey.cli.providers:providers",
     "import": "valetkey.cli.imports:import_logins",
+    "key": "valetkey.cli.key:key",
     "policy": "valetkey.cli.policy:policy",
     "serve": "valetkey.cli.serve:serve",
     "up": "valetkey.cli.serve:up",

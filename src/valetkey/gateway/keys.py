@@ -21,7 +21,16 @@ from valetkey.gateway.limits import Limits
 from valetkey.providers import Catalogue
 from valetkey.store import Document, Store
 
-__all__ = ["Keys", "State", "ValetKey", "base_url", "digest_of", "read_count", "read_expiry"]
+__all__ = [
+    "MOST_REQUESTS",
+    "Keys",
+    "State",
+    "ValetKey",
+    "base_urls",
+    "digest_of",
+    "read_count",
+    "read_expiry",
+]
 
 State = Literal["live", "expired", "revoked"]
 
@@ -45,6 +54,8 @@ _FIELDS = {
 }
 _ID = re.compile(r"[0-9a-f]{12}\Z")
 _MAX_NAME = 100
+# No provider has shorter ones.
+_SHORTEST_KEY = 20
 _KEPT_AFTER_ITS_END = timedelta(days=30)
 
 
@@ -145,7 +156,7 @@ class Keys:
         )
         if not found:
             # What is no id may be a key; it is in the shell's history, and does not have to be in a log.
-            shown = f" {key_id!r}" if _ID.match(key_id) else " of this id or name"
+            shown = f" {key_id!r}" if _ID.match(key_id) or len(key_id) < _SHORTEST_KEY else " of this id or name"
             raise UnknownKey(f"there is no valet key{shown}", hint="see `valetkey key list --all`")
         return found[0]
 
@@ -287,7 +298,7 @@ def _time(value: object) -> datetime | None:
 
 # --- as a person writes it -------------------------------------------------------------------
 
-_SPAN = re.compile(r"(\d{1,6})(s|m|h|d|w)")
+_SPAN = re.compile(r"([0-9]{1,6})(s|m|h|d|w)")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 # More than a day has room for; and what a minute has is kept, eight bytes each.
 _MOST_TOKENS = 10**15
@@ -301,7 +312,7 @@ def read_expiry(text: str, now: datetime) -> datetime:
         if span is not None:
             return now + timedelta(**{_UNITS[span[2]]: int(span[1])})
         when = datetime.fromisoformat(text)
-        if re.fullmatch(r"[\dW-]+", text):
+        if re.fullmatch(r"[0-9W-]+", text):
             when = when.replace(tzinfo=UTC)
         if when.tzinfo is not None:
             return when.astimezone(UTC)
@@ -314,7 +325,7 @@ def read_expiry(text: str, now: datetime) -> datetime:
 
 def read_count(text: str, option: str, *, most: int = _MOST_TOKENS) -> int:
     """Read a whole number of at least 1; `1e6` is one too. Raises: UsageError."""
-    if re.fullmatch(r"\d[\d_]{0,20}|\d{1,9}(\.\d{1,9})?[eE]\+?\d{1,2}", text):
+    if re.fullmatch(r"[0-9][0-9_]{0,20}|[0-9]{1,9}(\.[0-9]{1,9})?[eE]\+?[0-9]{1,2}", text):
         value = float(text) if "e" in text.lower() else int(text.rstrip("_").replace("_", ""))
         if 1 <= value <= most and value == int(value):
             return int(value)
@@ -325,10 +336,13 @@ def read_count(text: str, option: str, *, most: int = _MOST_TOKENS) -> int:
 
 # --- where it is used ------------------------------------------------------------------------
 
-_DEFAULT_PORT = 4380
 
+def base_urls(address: str, grants: Sequence[CredentialRef]) -> dict[CredentialRef, str]:
+    """Give, for each grant, what a tool takes in place of the provider's address. `address` is the gateway's own.
 
-def base_url(ref: CredentialRef, *, alone: bool) -> str:
-    """Give the address to use in place of the provider's. `alone`: no other account of its provider comes before it."""
-    name = ref.provider if alone else str(ref)
-    return f"http://127.0.0.1:{_DEFAULT_PORT}/{name}"
+    A provider's name alone means the account that was granted first (`route`).
+    """
+    first: dict[str, CredentialRef] = {}
+    for ref in grants:
+        first.setdefault(ref.provider, ref)
+    return {ref: f"{address}/{ref.provider if first[ref.provider] == ref else ref}" for ref in grants}

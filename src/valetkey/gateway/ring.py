@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 _TRY_AGAIN_SECONDS = 5.0
 _UNKNOWN = "there is no such valet key"
 _ENDED = {"expired": "the valet key has expired", "revoked": "the valet key has been revoked"}
+# Many keys are made with one file.
+_read_policy = functools.lru_cache(maxsize=256)(policies.read)
 
 
 class LiveKey:
@@ -182,12 +184,16 @@ class Ring:
             if old is not None and old.key == key and old.client == client:
                 self._set(old.meter)
                 return old
-            policy = policies.read(key.policy, file=key.policy_file) if key.policy else GRANTED_ALONE
+            policy = _read_policy(key.policy, file=key.policy_file) if key.policy else GRANTED_ALONE
             return LiveKey(key, client, policy, self._meter(key))
         except ValetkeyError as error:
             if isinstance(error, StoreError) and not isinstance(error, RecordDamaged | InvalidName):
                 raise  # the store as a whole
             return f"{error.message}; {error.hint}"
+        except Exception as error:
+            # Not thought of, and so in one key. It must not keep the others from being revoked.
+            _log.exception("the valet key %s cannot be used", key.id)
+            return f"something went wrong inside Valetkey: {type(error).__name__}"
 
     def _grant(self, ref: CredentialRef) -> Grant:
         return grants.granted(ref, store=self._store, catalogue=self._catalogue, environ=self._environ)
