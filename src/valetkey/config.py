@@ -47,6 +47,11 @@ class Paths:
         return self.home / "valetkey.db"
 
     @property
+    def trace(self) -> Path:
+        """The SQLite file of the gateway's requests."""
+        return self.home / "trace.db"
+
+    @property
     def key_file(self) -> Path:
         """The key file, where the key source is one."""
         return self.home / "store.key"
@@ -132,6 +137,13 @@ class Config:
         value = self.value(key)
         if not isinstance(value, int):
             raise TypeError(f"{key} is no port")
+        return value
+
+    def count(self, key: str) -> int:
+        """Give the value of a number of things."""
+        value = self.value(key)
+        if not isinstance(value, int):
+            raise TypeError(f"{key} is no number of things")
         return value
 
     def words(self, key: str) -> tuple[str, ...]:

@@ -109,6 +109,10 @@ def test_the_nearest_folder_says_which_account_serves(home: Path) -> None:
         ("[gateway]\nport = 80.5\n", 2, "gateway.port", "whole number"),
         ("[gateway]\nport = true\n", 2, "gateway.port", "whole number"),
         ("[login]\ntimeout_seconds = true\n", 2, "login.timeout_seconds", "number of seconds"),
+        ("[trace]\nkeep_days = 0\n", 2, "trace.keep_days", "whole number"),
+        ("[trace]\nkeep_days = true\n", 2, "trace.keep_days", "whole number"),
+        ("[trace]\nmax_rows = 1.5\n", 2, "trace.max_rows", "whole number"),
+        ("[trace]\nmax_rows = 1000000001\n", 2, "trace.max_rows", "thousand million"),
         ("[login]\ntimeout_seconds = 0\n", 2, "login.timeout_seconds", "more than 0"),
         ("[login]\ntimeout_seconds = nan\n", 2, "login.timeout_seconds", "more than 0"),
         ("store.key_command = 'op read'\n", 1, "store.key_command", "list of texts"),
@@ -154,6 +158,15 @@ def test_a_variable_that_cannot_be_used_is_named(home: Path) -> None:
         load(environ(home, VALETKEY_STORE_KEY_COMMAND="op 'read"))
 
 
+def test_a_number_of_things_is_taken_from_file_and_variable(home: Path) -> None:
+    write(home, "[trace]\nkeep_days = 3\n")
+    config = load(environ(home, VALETKEY_TRACE_MAX_ROWS="500"))
+    assert (config.count("trace.keep_days"), config.count("trace.max_rows")) == (3, 500)
+    for wrong in ("0", "-1", "1e3", "9" * 11, "²"):
+        with pytest.raises(ConfigError, match="VALETKEY_TRACE_MAX_ROWS"):
+            load(environ(home, VALETKEY_TRACE_MAX_ROWS=wrong))
+
+
 def test_a_folder_in_the_files_place_is_refused(home: Path) -> None:
     (home / "config.toml").mkdir()
     with pytest.raises(ConfigError, match=r"config\.toml is not a file"):
@@ -187,7 +200,8 @@ def test_a_key_that_nothing_documents_cannot_be_asked_for(home: Path) -> None:
 
 def test_the_document_and_the_table_say_the_same() -> None:
     rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \| ([^|]+) \| (.+) \|$", DOCUMENT.read_text(), re.MULTILINE)
-    kinds = {"text": "text", "path": "path", "seconds": "seconds", "port": "port", "words": "list of texts"}
+    kinds = {"text": "text", "path": "path", "seconds": "seconds", "count": "whole number", "words": "list of texts"}
+    kinds["port"] = "port"
     expected = []
     for setting in SETTINGS:
         kind = " or ".join(f"`{o}`" for o in setting.options) if setting.kind == "choice" else kinds[setting.kind]

@@ -17,6 +17,7 @@ COMMANDS: dict[str, str] = {
     "import": "valetkey.cli.imports:import_logins",
     "key": "valetkey.cli.key:key",
     "policy": "valetkey.cli.policy:policy",
+    "trace": "valetkey.cli.trace:trace",
     "serve": "valetkey.cli.serve:serve",
     "up": "valetkey.cli.serve:up",
     "down": "valetkey.cli.serve:down",

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from valetkey import log
 
-__all__ = ["BODY_LIMIT_BYTES", "Cleaner", "Row", "is_failure", "is_refusal"]
+__all__ = ["BODY_LIMIT_BYTES", "Cleaner", "Row", "is_failure", "is_refusal", "line"]
 
 BODY_LIMIT_BYTES = 8192
 _LONGEST = 2048
@@ -65,8 +65,8 @@ class Cleaner:
     """Takes out of rows what is secret, what is no text, and what is too long. For one thread."""
 
     def __init__(self) -> None:
-        self._texts = _Remembered(_line)
-        self._paths = _Remembered(lambda path: _line(path.partition("?")[0].partition("#")[0]))
+        self._texts = _Remembered(line)
+        self._paths = _Remembered(lambda path: line(path.partition("?")[0].partition("#")[0]))
         self._generation = log.generation()
 
     def clean(self, rows: Iterable[Row]) -> list[Row]:
@@ -116,7 +116,8 @@ class _Remembered(dict[str, str]):
         return found
 
 
-def _line(text: str) -> str:
+def line(text: str) -> str:
+    """Give a text as it may be written: without secrets, on one line, not too long."""
     return _CONTROL.sub("?", _redacted(text))[:_LONGEST]
 
 

@@ -6,14 +6,15 @@ import logging
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from valetkey.clock import Clock
-from valetkey.gateway.row import Cleaner, Row
-from valetkey.gateway.trace_file import TraceFile, TraceReader, TraceUnreadable, is_damage
+from valetkey.errors import TraceTooNew, TraceUnreadable
+from valetkey.gateway.row import Cleaner, Row, line
+from valetkey.gateway.trace_file import TraceFile, TraceReader, is_damage
 
 __all__ = ["Observer", "Row", "Trace", "TraceReader"]
 
@@ -105,6 +106,10 @@ class Trace:
             finally:
                 self._writing.release()
 
+    def name_clients(self, names: Mapping[str, str]) -> None:
+        """Tell what clients are called, by their ids, so that the trace can be read without the store."""
+        self._file.names = {client: line(name) for client, name in names.items()}
+
     def flush(self) -> None:
         """Write now what was added until now, in the caller's thread."""
         with self._writing:
@@ -115,7 +120,7 @@ class Trace:
         """Sum a client's tokens since that time, to the minute; 0 where the file cannot tell. It reads the file."""
         try:
             return self._reader.tokens_since(client, since)
-        except (sqlite3.Error, TraceUnreadable, OSError) as error:
+        except (TraceUnreadable, OSError) as error:
             self._tell("reading", f"the trace cannot be read: {error}")
             return 0
 
@@ -167,7 +172,8 @@ class Trace:
             self._file.write(rows)
             self._told.discard("writing")
         except TraceUnreadable as error:
-            self._put_aside(str(error), error.suffix, rows if again else None)
+            suffix = "newer" if isinstance(error, TraceTooNew) else "damaged"
+            self._put_aside(error.message, suffix, rows if again else None)
         except sqlite3.Error as error:
             if is_damage(error):
                 self._put_aside("the trace is damaged", "damaged", rows if again else None)

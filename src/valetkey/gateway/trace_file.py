@@ -6,15 +6,16 @@ import functools
 import itertools
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from valetkey.errors import TraceTooNew, TraceUnreadable
 from valetkey.gateway.row import Row, is_failure, is_refusal
 
-__all__ = ["Recorded", "TraceFile", "TraceReader", "TraceUnreadable", "is_damage"]
+__all__ = ["Recorded", "TraceFile", "TraceReader", "is_damage"]
 
 SCHEMA = 1
 APPLICATION_ID = 0x766B7472  # "vktr"
@@ -34,6 +35,7 @@ _TABLES = f"""
         model TEXT, input_tokens INTEGER, output_tokens INTEGER, request_body TEXT, response_body TEXT
     );
     CREATE INDEX request_of_client ON request (client);
+    CREATE TABLE client (id TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE minute (
         client TEXT NOT NULL, minute INTEGER NOT NULL, account TEXT NOT NULL, requests INTEGER NOT NULL,
         refusals INTEGER NOT NULL, errors INTEGER NOT NULL, input_tokens INTEGER NOT NULL,
@@ -52,14 +54,6 @@ _ADD_MINUTE = (
 )
 
 
-class TraceUnreadable(Exception):
-    """The file is damaged, or a newer Valetkey's. The text says which."""
-
-    def __init__(self, message: str, suffix: str) -> None:
-        super().__init__(message)
-        self.suffix = suffix
-
-
 # --- writing ---------------------------------------------------------------------------------
 
 
@@ -68,6 +62,8 @@ class TraceFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.names: Mapping[str, str] = {}
+        self._written_names: Mapping[str, str] = self.names
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
 
@@ -75,13 +71,17 @@ class TraceFile:
         """Write rows and what they add to their minutes, all or nothing. Raises: TraceUnreadable too."""
         sums = _by_minute(rows)
         connection = self._connected()
+        names = self.names
         connection.execute("BEGIN IMMEDIATE")
         try:
             for start in range(0, len(rows), _ROWS_A_STATEMENT):
                 some = rows[start : start + _ROWS_A_STATEMENT]
                 connection.execute(_insert(len(some)), [*itertools.chain.from_iterable(some)])
             connection.executemany(_ADD_MINUTE, sums)
+            if names is not self._written_names:
+                connection.executemany("INSERT OR REPLACE INTO client VALUES (?, ?)", names.items())
             connection.execute("COMMIT")
+            self._written_names = names
         except BaseException:
             _roll_back(connection)
             raise
@@ -131,6 +131,7 @@ class TraceFile:
                 return self._connection
             self.close()  # somebody took the file away
         self._connection = self._opened()
+        self._written_names = {}
         self._file = _file_at(self.path)
         return self._connection
 
@@ -171,7 +172,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     except sqlite3.Error as error:
         _roll_back(connection)
         if is_damage(error):
-            raise TraceUnreadable(f"{path} is damaged", "damaged") from error
+            raise _damaged(path) from error
         raise
     except BaseException:
         _roll_back(connection)
@@ -182,9 +183,18 @@ def _check_version(connection: sqlite3.Connection, path: Path) -> None:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID or version < 1:
-        raise TraceUnreadable(f"{path} is no trace", "damaged")
+        raise _damaged(path)
     if version > SCHEMA:
-        raise TraceUnreadable(f"{path} is a newer Valetkey's (schema {version})", "newer")
+        raise TraceTooNew(
+            f"{path} was written by a newer Valetkey (schema {version}; this one knows {SCHEMA})",
+            hint="update Valetkey",
+        )
+
+
+def _damaged(path: Path) -> TraceUnreadable:
+    return TraceUnreadable(
+        f"{path} is damaged or no trace", hint="move it away; the gateway moves it aside when it next writes"
+    )
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:
@@ -245,9 +255,10 @@ class TraceReader:
     def newest(
         self, limit: int, *, client: str | None = None, account: str | None = None, since: float | None = None
     ) -> list[Recorded]:
-        """Give the newest rows, newest first. `account` is `provider@account`, or a provider for all of its accounts.
+        """Give the newest rows, newest first.
 
-        Raises: TraceUnreadable, sqlite3.Error.
+        `client` is an id or a name; `account` is `provider@account`, or a provider for all of its accounts. Raises:
+        TraceUnreadable, as every method does.
         """
         where, values = _conditions(client=client, account=account, since=since)
         return self._rows(f"{where} ORDER BY id DESC LIMIT ?", [*values, limit])
@@ -258,6 +269,10 @@ class TraceReader:
         """Give the rows behind number `after`, oldest first."""
         where, values = _conditions(client=client, account=account, after=after)
         return self._rows(f"{where} ORDER BY id LIMIT ?", [*values, limit])
+
+    def names(self) -> dict[str, str]:
+        """Give the names of clients, by their ids."""
+        return dict(self._read("SELECT id, name FROM client", ()))
 
     def last_id(self) -> int:
         """Give the highest number so far. Where it is lower than one that was read, the file is another."""
@@ -289,8 +304,10 @@ class TraceReader:
                 return connection.execute(sql, values).fetchall()
         except sqlite3.Error as error:
             if is_damage(error):
-                raise TraceUnreadable(f"{self.path} is damaged", "damaged") from error
-            raise
+                raise _damaged(self.path) from error
+            raise TraceUnreadable(
+                f"{self.path} cannot be read: {error}", hint="check its mode, its folder's and the disk"
+            ) from error
 
 
 def _conditions(
@@ -298,8 +315,8 @@ def _conditions(
 ) -> tuple[str, list[object]]:
     conditions, values = [], list[object]()
     if client is not None:
-        conditions.append("client = ?")
-        values.append(client)
+        conditions.append("client IN (SELECT ? UNION SELECT id FROM client WHERE name = ?)")
+        values += [client, client]
     if account is not None and "@" in account:
         conditions.append("account = ?")
         values.append(account)
