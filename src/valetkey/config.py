@@ -67,6 +67,11 @@ class Paths:
         return self.home / "run"
 
     @property
+    def trace(self) -> Path:
+        """The SQLite file of requests."""
+        return self.home / "trace.db"
+
+    @property
     def providers(self) -> Path:
         """The user's own declarations."""
         return self.home / "providers"
@@ -127,18 +132,18 @@ class Config:
             raise TypeError(f"{key} is no number")
         return value
 
-    def port(self, key: str) -> int:
-        """Give the value of a port."""
-        value = self.value(key)
-        if not isinstance(value, int):
-            raise TypeError(f"{key} is no port")
-        return value
-
     def count(self, key: str) -> int:
         """Give the value of a number of things."""
         value = self.value(key)
         if not isinstance(value, int):
             raise TypeError(f"{key} is no number of things")
+        return value
+
+    def port(self, key: str) -> int:
+        """Give the value of a port."""
+        value = self.value(key)
+        if not isinstance(value, int):
+            raise TypeError(f"{key} is no port")
         return value
 
     def words(self, key: str) -> tuple[str, ...]:

@@ -210,9 +210,9 @@ def checked(setting: Setting, value: object, place: str, folder: Path, environ: 
             return value
         case "seconds" if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 86400:
             return value
-        case "port" if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535:
-            return value
         case "count" if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 10**9:
+            return value
+        case "port" if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535:
             return value
         case "words" if isinstance(value, list) and all(isinstance(word, str) for word in value):
             return tuple(value)
@@ -225,10 +225,10 @@ def _wanted(setting: Setting) -> str:
             return f"one of: {', '.join(setting.options)}"
         case "seconds":
             return "a number of seconds, more than 0 and at most 86400"
-        case "port":
-            return "a whole number from 0 to 65535"
         case "count":
             return "a whole number, at least 1 and at most a thousand million"
+        case "port":
+            return "a whole number from 0 to 65535"
         case "words":
             return 'a list of texts, such as ["program", "argument"]'
         case "path":
@@ -245,10 +245,10 @@ def from_variable(setting: Setting, variable: str, given: str, environ: Mapping[
             value = float(given) if "." in given else int(given)
         except ValueError:
             value = None
-    elif setting.kind == "port":
-        value = int(given) if given.isascii() and given.isdigit() else None
     elif setting.kind == "count":
         value = int(given) if given.isascii() and given.isdigit() and len(given) <= 10 else None
+    elif setting.kind == "port":
+        value = int(given) if given.isascii() and given.isdigit() else None
     elif setting.kind == "words":
         import shlex
 

@@ -58,6 +58,8 @@ class Dialler:
     ) -> tuple[asyncio.Transport, P]:
         """Connect, and hand the protocol its transport; an IPv6 address may be in brackets.
 
+        `scheme` is https, http, or tunnel: bytes that are the client's own TLS, for all that we know.
+
         `near_allowed`: the host may be on this machine or a private network, and no proxy is asked. Plain http goes
         nowhere else.
         Raises: AddressRefused, NameNotResolved, ConnectTimeout, TlsFailed, Unreachable; nothing was sent in any case.
@@ -67,12 +69,14 @@ class Dialler:
         end = asyncio.get_running_loop().time() + self._seconds
         try:
             async with asyncio.timeout_at(end):
-                if scheme == "https" and not near_allowed:
+                if scheme != "http" and not near_allowed:
                     proxy = self._tunnels.proxy_for(host, port)
                     if proxy is not None:
                         _check_unresolved(host)
-                        return await self._tunnels.open(proxy, protocol_factory, host=host, port=port)
-                numbers = await self._addresses(host, near_allowed=near_allowed, plain=scheme != "https")
+                        return await self._tunnels.open(
+                            proxy, protocol_factory, host=host, port=port, tls=scheme == "https"
+                        )
+                numbers = await self._addresses(host, near_allowed=near_allowed, plain=scheme == "http")
                 return await self._first(protocol_factory, numbers, scheme=scheme, host=host, port=port, end=end)
         except ProxyFailed as failed:
             raise _translated(failed.cause, f"the proxy {failed.proxy}") from failed.cause

@@ -36,7 +36,7 @@ _read_policy = functools.lru_cache(maxsize=256)(policies.read)
 class LiveKey:
     """A key that counts, ready for use. Once `ended`, what still goes on with it has to be closed."""
 
-    __slots__ = ("client", "digest", "ended", "ends_at", "key", "meter", "policy")
+    __slots__ = ("client", "digest", "ended", "ends_at", "key", "marker", "meter", "policy")
 
     def __init__(self, key: ValetKey, client: Client, policy: Policy, meter: Meter) -> None:
         self.key = key
@@ -45,6 +45,8 @@ class LiveKey:
         self.meter = meter
         self.ended = False
         self.digest = key.digest
+        # What every token of this key begins with, and no other does.
+        self.marker = b"vk_%b_" % key.id.encode()
         self.ends_at = key.expires_at
 
 

@@ -114,7 +114,7 @@ class Tunnels:
         return self._proxy
 
     async def open(
-        self, proxy: Proxy, protocol_factory: Callable[[], P], *, host: str, port: int
+        self, proxy: Proxy, protocol_factory: Callable[[], P], *, host: str, port: int, tls: bool = True
     ) -> tuple[asyncio.Transport, P]:
         """Connect to the host through the proxy, with TLS to the host inside.
 
@@ -134,10 +134,11 @@ class Tunnels:
             raise ProxyFailed(proxy, error) from error
         try:
             await asking.answered
-            inner = await loop.start_tls(transport, asking, self._context, server_hostname=host)
-            if inner is None:
-                raise ConnectionResetError("the connection was closed in the handshake")
-            transport = inner
+            if tls:
+                inner = await loop.start_tls(transport, asking, self._context, server_hostname=host)
+                if inner is None:
+                    raise ConnectionResetError("the connection was closed in the handshake")
+                transport = inner
             asking.must_be_quiet(host)
             protocol = protocol_factory()
             transport.set_protocol(protocol)
