@@ -278,22 +278,22 @@ class _Process:
         looks = 0
         while True:
             await self._clock.sleep(_LOOK_SECONDS)
+            if not self._place.is_ours():
+                # Before the store is looked at, which would make a new one.
+                log.warning("the home of this gateway was removed or replaced: it ends")
+                self._end(now=False)
+                return
             operating.look()
             looks += 1
             if looks % _SELDOM == 0:
                 operating.look_at_declarations()
-                if not self._needed(operating):
-                    self._end(now=False)
+                self._end_where_idle(operating)
 
-    def _needed(self, operating: Operating) -> bool:
-        if not self._place.is_ours():
-            log.warning("the home of this gateway was removed or replaced: it ends")
-            return False
+    def _end_where_idle(self, operating: Operating) -> None:
         limit = self._listening.idle_exit_seconds
         if limit is not None and operating.idle_seconds() >= limit:
             log.info("nobody has asked for %.0f s, and no valet key is left: it ends", limit)
-            return False
-        return True
+            self._end(now=False)
 
     # --- the end ---------------------------------------------------------------------------------
 
