@@ -25,6 +25,7 @@ from tests.support.local_server import Answer, LocalServer, Received
 from valetkey import serving
 
 NOBODY = 65534
+DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 
 
 @pytest.fixture
@@ -343,7 +344,11 @@ def test_killed_and_started_again_it_serves_as_before_and_nothing_in_between(
     with background(line) as first:
         key, revoked = make_key(line, "--policy", str(policy)), make_key(line)
         line("key", "revoke", revoked)
-        wanted = {("GET", "/acme/models", key): 200, ("GET", "/acme/files", key): 403, ("GET", "/acme/models", revoked): 401}
+        wanted = {
+            ("GET", "/acme/models", key): 200,
+            ("GET", "/acme/files", key): 403,
+            ("GET", "/acme/models", revoked): 401,
+        }
         for (method, path, used), status in wanted.items():
             assert ask(line, used, path, method=method).status_code == status
         kill(line)
@@ -434,9 +439,11 @@ def test_a_held_request_waits_for_a_person(
         until(lambda: line("status", "--json").json["gateway"]["approvals"] == 1)
         (waiting,) = line("approvals", "list", "--json").json["approvals"]
         assert (waiting["account"], waiting["method"]) == ("acme@default", "POST")
+        assert f"each `{{{', '.join(waiting)}}}`" in DOCS.read_text()
         assert waiting["id"] in line("approvals", "list").out
         assert server.calls("/images/hold") == []
         done = line("approvals", answer, waiting["id"], "--json")
+        assert list(done.json) == ["id", "approved", "by"]
         assert done.json["approved"] is (answer == "approve")
         assert asked.result().status_code == status
         again = line("approvals", answer, waiting["id"])

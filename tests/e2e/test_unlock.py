@@ -82,8 +82,11 @@ def test_unlocked_it_gives_the_token_that_nobody_else_could(line: CommandLine, f
         assert (told["token"], told["source"], told["account"]) == (KEY, "stored", "default")
         assert healths(line) == {"ok"}
         # What is not logged in is asked of whoever may have it otherwise.
-        line.declare("other", '[api]\nbase_url = "https://o.example"\nhosts = ["o.example"]\n[[auth]]\nid = "api-key"\n'
-                     'kind = "api-key"\nenvironment = ["OTHER_KEY"]\ninject = [{ set = { x-api-key = "{key}" } }]\n')  # fmt: skip
+        line.declare(
+            "other",
+            '[api]\nbase_url = "https://o.example"\nhosts = ["o.example"]\n[[auth]]\nid = "api-key"\n'
+            'kind = "api-key"\nenvironment = ["OTHER_KEY"]\ninject = [{ set = { x-api-key = "{key}" } }]\n',
+        )
         assert line("token", "other", environ={"OTHER_KEY": "of-the-environment"}).out == "of-the-environment\n"
         assert line("token", "other").status == 3
     assert line("token", "acme").status == 1  # its end has forgotten it
@@ -101,7 +104,17 @@ def test_the_token_from_the_gateway_needs_neither_the_store_nor_its_cipher(line:
         )
     assert done.stdout == KEY + "\n"
     imported = {row.rsplit("|", 1)[-1].strip() for row in done.stderr.splitlines() if row.startswith("import time:")}
-    heavy = {"click", "asyncio", "httpx2", "dataclasses", "tomllib", "logging", "sqlite3", "http.client", "cryptography"}
+    heavy = {
+        "click",
+        "asyncio",
+        "httpx2",
+        "dataclasses",
+        "tomllib",
+        "logging",
+        "sqlite3",
+        "http.client",
+        "cryptography",
+    }
     assert imported & heavy == set()
     assert "valetkey.serving" in imported
 

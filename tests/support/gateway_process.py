@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,8 +16,20 @@ import httpx2
 
 from tests.support.command_line import PATIENCE_SECONDS, CommandLine
 from valetkey import serving
+from valetkey.errors import ValetkeyError
 
-__all__ = ["about", "ask", "background", "declare", "ended", "kill", "make_key", "until"]
+__all__ = [
+    "about",
+    "ask",
+    "background",
+    "declare",
+    "end",
+    "ended",
+    "kill",
+    "kill_what_is_left",
+    "make_key",
+    "until",
+]
 
 
 @contextlib.contextmanager
@@ -41,7 +55,14 @@ def end(line: CommandLine) -> None:
     until(lambda: not serving.is_alive(home))
 
 
-def until(true: Any) -> None:
+def kill_what_is_left(home: Path) -> None:
+    """Kill a gateway that a failed test left behind: it would live for hours."""
+    with contextlib.suppress(OSError, ValueError, KeyError, ValetkeyError):
+        if serving.is_alive(str(home)):
+            os.kill(json.loads((home / "run" / serving.ABOUT).read_bytes())["pid"], signal.SIGKILL)
+
+
+def until(true: Callable[[], object]) -> None:
     """Wait until it is: another process does it. Raises: AssertionError."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not true():

@@ -249,11 +249,8 @@ async def test_there_is_one_loop_however_often_it_is_started(scene: Scene) -> No
 async def test_the_loop_renews_by_the_clock(scene: Scene) -> None:
     scene.log_in(life=3600)
     running = asyncio.create_task(scene.ahead.run())
-    while scene.flow.refreshes == 0:
-        await asyncio.sleep(0)
+    assert await asyncio.to_thread(scene.flow.entered.wait, 30)
     running.cancel()
     await asyncio.to_thread(scene.broker.wait_for_renewals)
     assert max(scene.clock.waits) <= LONGEST_SECONDS
-    assert 2700 <= sum(scene.clock.waits)
-
-
+    assert sum(scene.clock.waits) >= 2700

@@ -155,9 +155,12 @@ def test_an_answer_that_is_none_is_told(home: Path, answer: bytes) -> None:
 
 def test_one_that_is_stopped_is_given_up_and_named(home: Path) -> None:
     say(home)
-    with listening(str(home / "run" / serving.CONTROL)):  # takes connections, and nobody reads them
-        with pytest.raises(GatewayDown, match=r"process 1234.* does not answer"):
-            serving.ask(str(home), "GET", "/status", patience_seconds=0.01)
+    # It takes connections, and nobody reads them.
+    with (
+        listening(str(home / "run" / serving.CONTROL)),
+        pytest.raises(GatewayDown, match=r"process 1234.* does not answer"),
+    ):
+        serving.ask(str(home), "GET", "/status", patience_seconds=0.01)
 
 
 def test_the_kernel_says_who_is_at_the_other_end() -> None:
