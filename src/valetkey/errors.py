@@ -16,6 +16,7 @@
       GatewayError                   GatewayDown GatewayFailed UnknownKey UnknownApproval AuthorityBroken
         AddressRefused               a name that resolves to an address that gets no request
       ImportFailed                   another tool's file of logins
+      SetupRefused                   another tool's file of settings
 
 Each says what happened, to which provider, and what to do next. `code` is stable and the same in
 the command line, the API and the gateway; `retryable` says whether the same call may succeed later;
@@ -71,6 +72,7 @@ __all__ = [
     "RefreshRejected",
     "RequestRefused",
     "RestrictedLogin",
+    "SetupRefused",
     "SourceFailed",
     "StoreError",
     "StoreLocked",
@@ -464,3 +466,7 @@ class AddressRefused(GatewayError):
 
 class ImportFailed(ValetkeyError):
     """Another tool's file of logins cannot be read, or is not that tool's. It is left as it is."""
+
+
+class SetupRefused(ValetkeyError):
+    """Another tool's settings cannot be changed, or not taken back, without losing something; they are as they were."""

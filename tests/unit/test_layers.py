@@ -18,6 +18,8 @@ PLACES = (
     "web",
     "cli",
     "chat",
+    "helpers",
+    "setup",
     "broker",
     "login",
     "sdk",

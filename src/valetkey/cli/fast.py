@@ -1,7 +1,8 @@
-"""`valetkey token NAME`: the credential on stdout, in milliseconds.
+"""`valetkey token NAME` and `valetkey helper claude NAME`: the credential on stdout, in milliseconds.
 
-Other tools call it before each request, so `fast` imports no click, no asyncio and no HTTP client. It answers only
-what is simple: a stored login that is fresh, under a key file. For everything else it gives way to `token.py`.
+Other tools call them before each request, so `fast` imports no click, no asyncio and no HTTP client. It answers only
+what is simple: a stored login that is fresh, under a key file. For everything else it gives way to `token.py` and
+`helper.py`.
 """
 
 from __future__ import annotations
@@ -22,16 +23,22 @@ _PIPE_CLOSED = 141
 
 def fast(argv: list[str]) -> int | None:
     """Print the credential and give 0, or None where the whole command has to look."""
-    if len(argv) != 2 or argv[1].startswith("-"):
+    if argv[:2] == ["helper", "claude"]:
+        names, kept = argv[2:], True
+    elif argv[:1] == ["token"]:
+        names, kept = argv[1:], False
+    else:
         return None
-    provider, at, account = argv[1].partition("@")
+    if len(names) != 1 or names[0].startswith("-"):
+        return None
+    provider, at, account = names[0].partition("@")
     home = os.environ.get("VALETKEY_HOME") or os.path.join(os.path.expanduser("~"), ".valetkey")
     if (at and not account) or (not at and _folders_decide(home)):
         return None
     from valetkey.stores.quick import quick_record
 
     record = quick_record(home, provider, account or None)
-    value = _usable(record) if record is not None else None
+    value = _usable(record, kept=kept) if record is not None else None
     if value is None:
         return None
     return _print(value)
@@ -61,11 +68,11 @@ def _folders_decide(home: str) -> bool:
         return False
 
 
-def _usable(record: dict[str, Any]) -> str | None:
-    """Give the secret of a record that may be handed out as it is."""
+def _usable(record: dict[str, Any], *, kept: bool) -> str | None:
+    """Give the secret of a record that may be handed out as it is, also to a tool that keeps it for a while."""
     from datetime import UTC, datetime, timedelta
 
-    from valetkey.freshness import Freshness, judge
+    from valetkey.freshness import LEAST_LEFT, Freshness, judge
 
     if record["restricted"] or record["health"] not in ("ok", "expiring", "unknown"):
         return None
@@ -85,7 +92,9 @@ def _usable(record: dict[str, Any]) -> str | None:
         return None
     age = max(timedelta(0), datetime.now(UTC) - issued)
     state = judge(age, life=ends - issued, renew_after=None if renew is None else renew - issued)
-    return _text(value) if state is Freshness.FRESH else None
+    # A short life is fresh with less than that left.
+    short = kept and ends - issued - age < LEAST_LEFT
+    return _text(value) if state is Freshness.FRESH and not short else None
 
 
 def _time(value: object) -> datetime | None:
