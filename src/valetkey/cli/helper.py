@@ -105,7 +105,7 @@ def claude(state: State, *, name: str | None) -> None:
 def docker(state: State, *, operation: str) -> None:
     """Give docker user and password of the account that is for the registry. Nothing is stored or erased."""
     try:
-        click.echo(_docker(state, operation))
+        click.echo(_docker(state, operation), nl=bool(operation != "store" or state.json))
     except ValetkeyError as error:
         if not state.json:
             # docker shows, and compares, what stands on standard output.
@@ -125,12 +125,12 @@ def _docker(state: State, operation: str) -> str:
             from importlib.metadata import version
 
             return f"docker-credential-valetkey (valetkey) {version('valetkey')}"
-        case "store" | "erase":
+        case "store":
+            state.run(protocol.store(state.broker, _stdin(protocol.MOST_BYTES)))
+            return "{}" if state.json else ""
+        case "erase":
             _drain()
-            raise protocol.NotKept(
-                f"valetkey does not {operation} logins for docker",
-                hint="run `valetkey login PROVIDER` or `valetkey logout PROVIDER`",
-            )
+            raise protocol.NotKept(operation)
         case _:
             raise UsageError(f"docker has no operation {operation[:40]!r}", hint="use get, store, erase or list")
 

@@ -6,6 +6,7 @@ the ones of "not found" by heart.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -15,7 +16,7 @@ from valetkey.helpers.places import Candidate, candidates, choose, pair_at
 if TYPE_CHECKING:
     from valetkey.broker import Broker
 
-__all__ = ["MOST_BYTES", "NotFound", "NotKept", "answer", "hosts", "listing"]
+__all__ = ["MOST_BYTES", "NotFound", "NotKept", "answer", "hosts", "listing", "store"]
 
 TOOL = "docker"
 MOST_BYTES = 64 * 1024
@@ -32,6 +33,12 @@ class NotFound(NotLoggedIn):
 
 class NotKept(ValetkeyError):
     """docker wants something kept or thrown away, and accounts are not docker's to change."""
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(
+            f"valetkey does not {operation} logins for docker",
+            hint="run `valetkey login PROVIDER` or `valetkey logout PROVIDER`",
+        )
 
 
 async def answer(broker: Broker, data: bytes) -> dict[str, str]:
@@ -57,6 +64,21 @@ async def answer(broker: Broker, data: bytes) -> dict[str, str]:
     access.check_place(f"{scheme or urlsplit(access.base_url).scheme}://{host}/")
     pair = pair_at(found, access.credential, host=host, tool=TOOL)
     return {"ServerURL": server, "Username": pair.user, "Secret": pair.password.reveal()}
+
+
+async def store(broker: Broker, data: bytes) -> None:
+    """Take what `docker login` would have kept, if it is what the account holds anyway. Raises: NotKept, UsageError."""
+    try:
+        given = json.loads(data[:MOST_BYTES])
+        server, pair = given["ServerURL"], (given["Username"], given["Secret"])
+    except (ValueError, LookupError, TypeError):
+        raise UsageError("this is no JSON of docker's", hint="let docker call this: `valetkey setup docker`") from None
+    try:
+        held = await answer(broker, str(server).encode())
+    except NotFound:
+        raise NotKept("store") from None
+    if (held["Username"], held["Secret"]) != pair:
+        raise NotKept("store")
 
 
 def listing(broker: Broker) -> dict[str, str]:

@@ -15,7 +15,7 @@ from valetkey.setup.plan import Plan, Tool
 from valetkey.setup.records import Entry
 from valetkey.setup.taking_back import taken_back
 
-__all__ = ["Undo", "carry_out", "diff_of", "undo", "undo_of", "with_key"]
+__all__ = ["Undo", "carry_out", "diff_of", "same_file", "undo", "undo_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,10 @@ def diff_of(plan: Plan) -> str:
 
 
 def carry_out(plan: Plan, *, tool: str, paths: Paths, clock: Clock, key_id: str | None = None) -> Path:
-    """Write the file, and before it the record that takes it back; give the record. Raises: SetupRefused, StoreError."""
+    """Write the file, and before it the record that takes it back; give the record.
+
+    Raises: SetupRefused, StoreError.
+    """
     folders = tuple(parent for parent in reversed((plan.path.parent, *plan.path.parent.parents)) if not parent.exists())
     entry = Entry(
         tool=tool,
@@ -107,8 +110,8 @@ def _merged(entry: Entry, tool: Tool, now: bytes) -> bytes | None:
     return found or None
 
 
-def with_key(plan: Plan, again: Plan) -> Plan:
-    """Give the plan with the valet key in it, if the file is still what was shown. Raises: SetupRefused."""
+def same_file(plan: Plan, again: Plan) -> Plan:
+    """Give the second plan if it is for the file that was shown with the first. Raises: SetupRefused."""
     if (again.path, again.before) != (plan.path, plan.before):
         raise SetupRefused(f"{plan.path} was changed just now by something else", hint="try again")
     return again

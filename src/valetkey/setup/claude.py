@@ -28,6 +28,7 @@ async def plan(wish: Wish, read: Callable[[Path], bytes | None]) -> Plan:
     before = read(path)
     present = json_text.load(before, path).get("env")
     held = present if isinstance(present, dict) else {}
+    members: dict[tuple[str, ...], str]
     if wish.gateway is not None:
         await wish.broker.access(name, use="gateway")
         members = {

@@ -11,7 +11,9 @@ from valetkey.log import REMOVED, redact
 __all__ = ["unified"]
 
 # The value of a key that is called so, in JSON, TOML and INI files: docker keeps passwords under "auth".
-_VALUE = re.compile(r"(?i)(\w*(?:auth|token|secret|passw|credential|key)\w*[\"']?\s*[:=]\s*)(?![\s{\[]*$).+")
+_VALUE = re.compile(
+    r"(?i)((?!\w*helper)\w*(?:auth|token|secret|passw|credential|key)\w*[\"']?\s*[:=]\s*)(?![\s{\[]*$).+"
+)
 
 
 def unified(path: Path, before: bytes | None, after: bytes | None, *, ours: bytes) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from valetkey.errors import UsageError
 from valetkey.helpers.docker import hosts
-from valetkey.helpers.places import candidates
 from valetkey.setup import json_text
 from valetkey.setup.json_text import facts
 from valetkey.setup.plan import Plan, Wish, chosen, home_of, no_gateway, no_profile
@@ -24,16 +23,16 @@ async def plan(wish: Wish, read: Callable[[Path], bytes | None]) -> Plan:
     """Name our helper for each registry."""
     no_gateway(wish, "docker")
     no_profile(wish, "docker")
-    registries = hosts(chosen(wish, list(candidates(wish.broker, "docker"))))
+    registries = hosts(chosen(wish, "docker"))
     if not registries:
         raise UsageError(
-            "no login is for a registry: none goes by user and password",
-            hint='declare the registry with `tools = ["docker"]` or an inject with `basic`, see docs/helpers.md',
+            "no login is for a registry",
+            hint='declare the registry with `tools = ["docker"]`, see docs/helpers.md, or name a login',
         )
     folder = wish.environ.get("DOCKER_CONFIG")
     path = (Path(folder) if folder else home_of(wish.environ) / ".docker") / "config.json"
     before = read(path)
-    members = {("credHelpers", host): _HELPER for host in reversed(registries)}
+    members: dict[tuple[str, ...], str] = {("credHelpers", host): _HELPER for host in reversed(registries)}
     notes = []
     if shutil.which(f"docker-credential-{_HELPER}", path=wish.environ.get("PATH")) is None:
         notes.append(

@@ -19,7 +19,7 @@ _MOST_BYTES = 8 * 1024 * 1024
 def read(path: Path) -> bytes | None:
     """Give the file's bytes, None where there is none. Raises: SetupRefused."""
     try:
-        with path.open("rb", opener=_opener) as file:
+        with open(path, "rb", opener=_opener) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise SetupRefused(f"{path} is not a file", hint="see what is there")
             content = file.read(_MOST_BYTES + 1)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from valetkey.errors import SetupRefused, UsageError
-from valetkey.helpers.places import candidates, choose
+from valetkey.helpers.places import choose
 from valetkey.setup.plan import Plan, Wish, chosen, home_of, no_gateway, no_profile
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ async def plan(wish: Wish, read: Callable[[Path], bytes | None]) -> Plan:
     """Name our helper for each host, as the only one: others would be given what it answers, to store it."""
     no_gateway(wish, "git")
     no_profile(wish, "git")
-    found = chosen(wish, list(candidates(wish.broker, "git")))
+    found = chosen(wish, "git")
     named = dict.fromkeys((c.base_url.partition("://")[0], host) for c in found for host in c.hosts)
     places = [f"{scheme}://{host}" for scheme, host in named if choose(found, host=host, tool="git") is not None]
     if not places:

@@ -6,7 +6,6 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass
-from json.decoder import scanstring
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +92,11 @@ class _Member:
 
 
 def _members(text: str, at: int) -> tuple[list[_Member], int]:
-    """Find the members of the object whose `{` is at `at`, and its `}`. The text was read before, so it is well formed."""
+    """Find the members of the object whose `{` is at `at`, and its `}`. The text was read before: it is well formed."""
     found: list[_Member] = []
     at = _skip(text, at + 1)
     while text[at] != "}":
-        name, end = scanstring(text, at + 1)
+        name, end = _DECODER.raw_decode(text, at)
         value_at = _skip(text, _skip(text, end) + 1)
         value_end = _DECODER.raw_decode(text, value_at)[1]
         found.append(_Member(name, at, value_at, value_end))
@@ -118,7 +117,7 @@ def _set(text: str, at: int, names: tuple[str, ...], value: str) -> str:
     if member is None:
         return _insert(text, at, end, found, names, value)
     if len(names) == 1:
-        return text[: member.value_at] + json.dumps(value) + text[member.value_end :]
+        return text[: member.value_at] + json.dumps(value, ensure_ascii=False) + text[member.value_end :]
     return _set(text, member.value_at, names[1:], value)
 
 
@@ -141,7 +140,8 @@ def _written(names: tuple[str, ...], value: str, step: str | None, indent: str) 
     held: Any = value
     for name in reversed(names[1:]):
         held = {name: held}
-    return f"{json.dumps(names[0])}: " + json.dumps(held, indent=step).replace("\n", "\n" + indent)
+    written = json.dumps(held, indent=step, ensure_ascii=False)
+    return f"{json.dumps(names[0])}: " + written.replace("\n", "\n" + indent)
 
 
 def _indent(text: str, at: int) -> str:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from valetkey.credential import Secret
 from valetkey.errors import UsageError
+from valetkey.helpers.places import Candidate, candidates
 from valetkey.setup.taking_back import Facts
 
 if TYPE_CHECKING:
     from valetkey.broker import Broker
-    from valetkey.helpers.places import Candidate
 
 __all__ = ["KEY_SHOWN", "Plan", "Tool", "Wish", "chosen", "home_of", "no_gateway", "no_profile", "one_account"]
 
@@ -101,10 +101,14 @@ def one_account(wish: Wish, usual: str) -> str:
     return named[0] if named else usual
 
 
-def chosen(wish: Wish, found: list[Candidate]) -> list[Candidate]:
-    """Give those of the accounts that were named, all where none was. Raises: UnknownProvider, UsageError."""
+def chosen(wish: Wish, tool: str) -> list[Candidate]:
+    """Give the accounts that were named; without a name those of providers that come with this tool.
+
+    Raises: UnknownProvider, UsageError.
+    """
+    found = list(candidates(wish.broker, tool))
     if not wish.accounts:
-        return found
+        return [c for c in found if tool in c.provider.tools]
     wanted = [wish.broker.resolve(name) for name in wish.accounts]
     missing = [ref for ref in wanted if ref not in [c.ref for c in found]]
     if missing:
