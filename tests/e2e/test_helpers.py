@@ -30,7 +30,10 @@ from valetkey.stores import open_store
 CLAUDE = Path(__file__).parents[2] / "node_modules" / "@anthropic-ai" / "claude-code-linux-x64" / "claude"
 NOW = datetime.now(UTC)
 KEY = "lab-" + "k3y" * 12
-VENDED = """expires_at = "/ends", values = { access_key_id = "/id", secret_access_key = "/secret", session_token = "/session" }"""
+VENDED = (
+    'expires_at = "/ends", '
+    'values = { access_key_id = "/id", secret_access_key = "/secret", session_token = "/session" }'
+)
 
 
 @pytest.fixture

@@ -30,12 +30,12 @@ class Undo:
     @property
     def diff(self) -> str:
         """The change that it makes."""
-        return unified(self.entry.path, self.now, self.target, ours=self.now or b"")
+        return unified(self.entry.path, self.now, self.target)
 
 
 def diff_of(plan: Plan) -> str:
     """Give the change that a plan makes; empty where there is nothing to change."""
-    return unified(plan.path, plan.before, plan.after, ours=plan.after)
+    return unified(plan.path, plan.before, plan.after)
 
 
 def carry_out(plan: Plan, *, tool: str, paths: Paths, clock: Clock, key_id: str | None = None) -> Path:

@@ -28,14 +28,17 @@ async def plan(wish: Wish, read: Callable[[Path], bytes | None]) -> Plan:
     before = read(path)
     present = json_text.load(before, path).get("env")
     held = present if isinstance(present, dict) else {}
-    members: dict[tuple[str, ...], str]
+    members: dict[tuple[str, ...], str | None]
     if wish.gateway is not None:
         await wish.broker.access(name, use="gateway")
         members = {
             ("env", "ANTHROPIC_AUTH_TOKEN"): wish.key_text,
             ("env", "ANTHROPIC_BASE_URL"): f"{wish.gateway}/{ref.provider}",
+            # Seen with 2.1: what these give is sent as well, as x-api-key.
+            ("env", "ANTHROPIC_API_KEY"): None,
+            ("apiKeyHelper",): None,
         }
-        notes = ["env.ANTHROPIC_API_KEY is sent as well; take it out"] if "ANTHROPIC_API_KEY" in held else []
+        notes = []
         grants: tuple[str, ...] = (str(ref),)
     else:
         await wish.broker.access(name, use="helper")

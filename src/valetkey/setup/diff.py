@@ -7,39 +7,34 @@ import re
 from pathlib import Path
 
 from valetkey.log import REMOVED, redact
+from valetkey.setup.plan import KEY_SHOWN
 
 __all__ = ["unified"]
 
-# The value of a key that is called so, in JSON, TOML and INI files: docker keeps passwords under "auth".
+# A value whose name says that it is secret, in JSON, TOML and INI files: docker keeps passwords under "auth".
 _VALUE = re.compile(
-    r"(?i)((?!\w*helper)\w*(?:auth|token|secret|passw|credential|key)\w*[\"']?\s*[:=]\s*)(?![\s{\[]*$).+"
+    r"""(?ix)
+    (?P<name> [\w.-]* (?:auth|token|secret|passw|credential|key) [\w.-]* )
+    (?P<between> ["']? \s* [:=] \s* )
+    (?P<value> "(?:[^"\\]|\\.)*" | '[^']*' | \[[^\]]*\]? | [^\s{\["',}][^,}]* )
+    """
 )
+# Names of programs that give a secret are none.
+_PROGRAM = re.compile(r"(?i)helper|process")
 
 
-def unified(path: Path, before: bytes | None, after: bytes | None, *, ours: bytes) -> str:
-    """Give the diff. `ours` is the content whose new lines we wrote: only those are shown as they are."""
-    old, new = (_lines(content) for content in (before, after))
-    foreign = {_bare(line) for line in (_lines(after) if ours == before else _lines(before))}
-    shown = [
-        line if line.startswith(("---", "+++", "@@")) or _bare(line[1:]) not in foreign else _masked(line)
-        for line in difflib.unified_diff(
-            old,
-            new,
-            str(path) if before is not None else "/dev/null",
-            str(path) if after is not None else "/dev/null",
-            lineterm="",
-        )
-    ]
-    return redact("\n".join(shown))
+def unified(path: Path, before: bytes | None, after: bytes | None) -> str:
+    """Give the diff; empty where nothing changes."""
+    names = [str(path) if content is not None else "/dev/null" for content in (before, after)]
+    lines = difflib.unified_diff(_lines(before), _lines(after), *names, lineterm="")
+    return redact("\n".join(_VALUE.sub(_shown, line) for line in lines))
 
 
 def _lines(content: bytes | None) -> list[str]:
     return (content or b"").decode(errors="replace").splitlines()
 
 
-def _bare(line: str) -> str:
-    return line.strip().rstrip(",")
-
-
-def _masked(line: str) -> str:
-    return _VALUE.sub(rf"\1{REMOVED}", line)
+def _shown(found: re.Match[str]) -> str:
+    if _PROGRAM.search(found["name"]) or KEY_SHOWN in found["value"]:
+        return found[0]
+    return f"{found['name']}{found['between']}{REMOVED}"

@@ -32,7 +32,7 @@ async def plan(wish: Wish, read: Callable[[Path], bytes | None]) -> Plan:
     folder = wish.environ.get("DOCKER_CONFIG")
     path = (Path(folder) if folder else home_of(wish.environ) / ".docker") / "config.json"
     before = read(path)
-    members: dict[tuple[str, ...], str] = {("credHelpers", host): _HELPER for host in reversed(registries)}
+    members: dict[tuple[str, ...], str | None] = {("credHelpers", host): _HELPER for host in reversed(registries)}
     notes = []
     if shutil.which(f"docker-credential-{_HELPER}", path=wish.environ.get("PATH")) is None:
         notes.append(

@@ -29,7 +29,9 @@ async def plan(wish: Wish, read: Callable[[Path], bytes | None]) -> Plan:
     no_gateway(wish, "git")
     no_profile(wish, "git")
     found = chosen(wish, "git")
-    named = dict.fromkeys((c.base_url.partition("://")[0], host) for c in found for host in c.hosts)
+    named = dict.fromkeys(
+        (c.base_url.partition("://")[0], host) for c in found for host in c.hosts if not host.startswith("*.")
+    )
     places = [f"{scheme}://{host}" for scheme, host in named if choose(found, host=host, tool="git") is not None]
     if not places:
         raise UsageError("no login is for git", hint="log in where your repositories are: `valetkey login github`")

@@ -61,11 +61,17 @@ def facts(content: bytes) -> Facts:
     return found
 
 
-def with_members(content: bytes | None, path: Path, members: dict[tuple[str, ...], str]) -> bytes:
-    """Give the text with each of these members, named by its path, set to a string. Raises: SetupRefused."""
+def with_members(content: bytes | None, path: Path, members: dict[tuple[str, ...], str | None]) -> bytes:
+    """Give the text with each of these members, named by its path, set to a string; None takes it out.
+
+    Raises: SetupRefused.
+    """
     expected = load(content, path)
     text = "{}\n" if content is None else content.decode()
     for names, value in members.items():
+        if value is None:
+            text = _without(expected, text, names)
+            continue
         holder = expected
         for name in names[:-1]:
             inner = holder.setdefault(name, {})
@@ -76,7 +82,7 @@ def with_members(content: bytes | None, path: Path, members: dict[tuple[str, ...
                 )
             holder = inner
         holder[names[-1]] = value
-        text = _set(text, _SPACE.match(text, 0).end(), names, value)  # type: ignore[union-attr]  # it matches nothing too
+        text = _set(text, _skip(text, 0), names, value)
     written = text.encode()
     if load(written, path) != expected:
         raise SetupRefused(f"{path} is left as it is: it is written in an unusual way", hint="make the setting by hand")
@@ -119,6 +125,26 @@ def _set(text: str, at: int, names: tuple[str, ...], value: str) -> str:
     if len(names) == 1:
         return text[: member.value_at] + json.dumps(value, ensure_ascii=False) + text[member.value_end :]
     return _set(text, member.value_at, names[1:], value)
+
+
+def _without(expected: dict[str, Any], text: str, names: tuple[str, ...]) -> str:
+    """Take a member out of the text, and of what the text is to say; it may be missing."""
+    holder: Any = expected
+    at = _skip(text, 0)
+    for name in names[:-1]:
+        holder = holder.get(name)
+        if not isinstance(holder, dict):
+            return text
+        at = next(m.value_at for m in _members(text, at)[0] if m.name == name)
+    if names[-1] not in holder:
+        return text
+    del holder[names[-1]]
+    found, _ = _members(text, at)
+    index = next(i for i, m in enumerate(found) if m.name == names[-1])
+    if index + 1 < len(found):
+        return text[: found[index].at] + text[found[index + 1].at :]
+    begin = found[index - 1].value_end if index else at + 1
+    return text[:begin] + text[found[index].value_end :]
 
 
 def _insert(text: str, at: int, end: int, found: list[_Member], names: tuple[str, ...], value: str) -> str:
