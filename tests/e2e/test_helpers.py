@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import botocore.session
+import botocore.session  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
 from tests.support.authorization_server import AuthorizationServer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import tomllib
 from collections.abc import Callable
@@ -73,8 +74,11 @@ LATER: dict[str, Callable[[bytes], bytes]] = {
 TOOLS = list(FILES)
 
 
-@pytest.fixture
-def line(home: Path) -> CommandLine:
+@pytest.fixture(scope="module")
+def logged_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A VALETKEY_HOME with a login for each tool, to be copied."""
+    home = tmp_path_factory.mktemp("logged-in") / "home"
+    home.mkdir(mode=0o700)
     made = CommandLine(home=home)
     made.declare(
         "forge",
@@ -98,7 +102,13 @@ def line(home: Path) -> CommandLine:
     ):
         done = made("login", *words, "--key", "-", "--no-verify", stdin=stdin)
         assert done.status == 0, done.err
-    return made
+    return home
+
+
+@pytest.fixture
+def line(home: Path, logged_in: Path) -> CommandLine:
+    shutil.copytree(logged_in, home, dirs_exist_ok=True)
+    return CommandLine(home=home)
 
 
 def file_of(line: CommandLine, tool: str) -> Path:
@@ -119,7 +129,7 @@ def good(done: Done) -> Done:
 
 def keys(line: CommandLine) -> list[str]:
     store = open_store(Paths(home=line.home), clock=SystemClock(), key_source_kind="key-file")
-    states = [key.state(SystemClock().now()) for key in Keys(store, SystemClock()).all()]
+    states: list[str] = [key.state(SystemClock().now()) for key in Keys(store, SystemClock()).all()]
     store.close()
     return states
 

@@ -25,8 +25,8 @@ _PROGRAM = re.compile(r"(?i)helper|process")
 
 def unified(path: Path, before: bytes | None, after: bytes | None) -> str:
     """Give the diff; empty where nothing changes."""
-    names = [str(path) if content is not None else "/dev/null" for content in (before, after)]
-    lines = difflib.unified_diff(_lines(before), _lines(after), *names, lineterm="")
+    old, new = (str(path) if content is not None else "/dev/null" for content in (before, after))
+    lines = difflib.unified_diff(_lines(before), _lines(after), old, new, lineterm="")
     return redact("\n".join(_VALUE.sub(_shown, line) for line in lines))
 
 
