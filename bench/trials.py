@@ -91,7 +91,7 @@ def revocation(crew: Crew, gateway: Valetkey, *, connections: int, seconds: floa
     client = gateway.with_key(gateway.new_key(name))
     load = crew.begin(closed_loop, client.fast, connections=connections, seconds=seconds)
     time.sleep(seconds / 3)
-    gateway.run("key", "revoke", name, "--json")
+    gateway.revoke(name)
     returned = time.monotonic()
     notes = load.result()
     good = [note for note in notes if note[3] == 200]
