@@ -103,7 +103,7 @@ def upstreams(folder: Path, on: Cores) -> Iterator[Upstreams]:
         yield Upstreams(fast=fast, slow=slow, key=key, ca_file=authority.ca_file)
 
 
-def prove(target: Target, *, seconds: float = 60) -> None:
+def prove(target: Target, *, log: Path, seconds: float = 60) -> None:
     """See that the answer is the upstream's, which it gives to the real key alone. Some take a while to get ready."""
     end = time.monotonic() + seconds
     while True:
@@ -114,7 +114,8 @@ def prove(target: Target, *, seconds: float = 60) -> None:
         if answer.status == 200 and (answer.body == ANSWER or b"valet key opens the door" in answer.body):
             return
         if time.monotonic() > end:
-            raise SystemExit(f"{target.name} answers {answer.status} {answer.body[:300]!r}")
+            said = log.read_text(errors="replace")[-2000:]
+            raise SystemExit(f"{target.name} answers {answer.status} {answer.body[:300]!r}\n{said}")
         time.sleep(0.5)
 
 
@@ -127,7 +128,7 @@ def taking_part(names: Sequence[str], there: Upstreams, folder: Path, on: Cores)
             place = folder / name
             place.mkdir(mode=0o700)
             target = stack.enter_context(STARTS[name](there, place, on))
-            prove(target)
+            prove(target, log=place / f"{name}.log")
             targets.append(target)
         yield targets
 
