@@ -70,7 +70,7 @@ class Address:
                 f"CONNECT {there} HTTP/1.1\r\nHost: {there}\r\nProxy-Authorization: Basic {basic}\r\n\r\n".encode()
             )
             reply = b""
-            while not reply.endswith(b"\r\n\r\n"):
+            while b"\r\n\r\n" not in reply:
                 more = plain.recv(4096)
                 if not more:
                     raise ConnectionError(f"CONNECT was not answered: {reply!r}")
