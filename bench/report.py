@@ -244,12 +244,19 @@ def rotation(one: Rotated, *, seconds: float) -> None:
 # --- profile ----------------------------------------------------------------------------------
 
 
+# What waits takes no time: py-spy cannot tell with C code. What nearly every sample has says nothing.
+_WAITING = ("wait (threading.py", "epoll_pwait", "get (queue.py")
+_EVERYWHERE = 0.95
+
+
 def profile(name: str, figures: Load, stacks: str) -> None:
     """Print where the samples fell: by the function that was running, and by functions with all that they call."""
     own: Counter[str] = Counter()
     whole: Counter[str] = Counter()
     for line in stacks.splitlines():
         frames, _, count = line.rpartition(" ")
+        if any(waiting in frames for waiting in _WAITING):
+            continue
         names = frames.split(";")
         own[names[-1]] += int(count)
         for frame in set(names):
@@ -257,5 +264,6 @@ def profile(name: str, figures: Load, stacks: str) -> None:
     total = max(1, own.total())
     print(f"\n{name}: {figures.rate:.0f} req/s, {figures.cpu_us:.1f} µs of CPU a request, {total} samples")
     for title, counted in (("by itself", own), ("with what it calls", whole)):
-        rows = [[f"{100 * count / total:.1f} %", f"`{frame}`"] for frame, count in counted.most_common(25)]
-        table(f"Where the time goes, {title}", ["share", "function"], rows)
+        shares = [(frame, count / total) for frame, count in counted.most_common(60)]
+        rows = [[f"{100 * share:.1f} %", f"`{frame}`"] for frame, share in shares if share < _EVERYWHERE]
+        table(f"Where the time goes, {title}", ["share", "function"], rows[:30])
