@@ -190,6 +190,11 @@ class Load:
     def rate(self) -> float:
         return self.requests / self.seconds
 
+    @property
+    def foreign(self) -> float:
+        """Percent of the proxy's core that somebody else took."""
+        return max(0.0, self.proxy_busy - self.cpu_us * self.requests / self.seconds / 1e4)
+
 
 _SCRIPT = """
 wrk.method = "POST"

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import report, valetkey
-from bench.client import Connection, Crew, Load, paced, wrk
+from bench.client import Address, Connection, Crew, Load, paced, wrk
 from bench.running import Cores, cores, free_port, more_files, started, tool
 from bench.streams import Latencies, Waves, big_bodies, first_bytes, idle_waves
 from bench.targets import HEAVY, LIGHT, ROOT, VENV, Start, Target, Upstreams
@@ -100,7 +100,20 @@ def upstreams(folder: Path, on: Cores) -> Iterator[Upstreams]:
         started("fast upstream", nginx, core=on.load, ports=[fast], log=folder / "fast.log"),
         started("slow upstream", python, core=on.load, ports=[slow], log=folder / "slow.log", environ=environ),
     ):
-        yield Upstreams(fast=fast, slow=slow, key=key, ca_file=authority.ca_file)
+        there = Upstreams(fast=fast, slow=slow, key=key, ca_file=authority.ca_file)
+        for name, address in (("fast upstream", there.direct().fast), ("slow upstream", there.direct().slow)):
+            assert address is not None
+            refuses(name, address)
+        yield there
+
+
+def refuses(name: str, address: Address) -> None:
+    """See that another key is refused: else a good answer would prove nothing."""
+    connection = Connection(replace(address, token="sk-another-" + secrets.token_hex(20)))
+    answer = connection.ask()
+    connection.close()
+    if answer.status != 401:
+        raise SystemExit(f"the {name} answers {answer.status} to a key that is not its own")
 
 
 def prove(target: Target, *, log: Path, seconds: float = 60) -> None:
@@ -129,6 +142,8 @@ def taking_part(names: Sequence[str], there: Upstreams, folder: Path, on: Cores)
             place.mkdir(mode=0o700)
             target = stack.enter_context(STARTS[name](there, place, on))
             prove(target, log=place / f"{name}.log")
+            if isinstance(target, Valetkey):
+                refuses("gateway", target.fast)
             targets.append(target)
         yield targets
 

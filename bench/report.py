@@ -14,6 +14,9 @@ OURS = "Valetkey"
 # The least ratio of requests a second that we want to each of the others.
 GOALS = {"nginx": 0.5, "Envoy": 1.0, "mitmproxy": 20, "LiteLLM": 100}
 
+# Percent of the proxy's core that others may take in a round: what the kernel and idle proxies need.
+TOLERATED = 10
+
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     print(f"\n**{title}**\n")
@@ -64,6 +67,9 @@ def load(taken: Mapping[str, Sequence[Load]], *, connections: int, seconds: floa
     for name, rounds in taken.items():
         if errors := sum(one.errors for one in rounds):
             print(f"\n{name} had {errors} errors in {sum(one.requests for one in rounds)} requests.")
+    foreign = max(one.foreign for rounds in taken.values() for one in rounds)
+    if foreign > TOLERATED:
+        print(f"\nNot to be quoted: others took up to {foreign:.0f} % of the proxy's core.")
 
 
 def ratios(taken: Mapping[str, Sequence[Load]], *, connections: int) -> None:
