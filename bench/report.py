@@ -67,7 +67,7 @@ def load(taken: Mapping[str, Sequence[Load]], *, connections: int, seconds: floa
     for name, rounds in taken.items():
         if errors := sum(one.errors for one in rounds):
             print(f"\n{name} had {errors} errors in {sum(one.requests for one in rounds)} requests.")
-    foreign = max(one.foreign for rounds in taken.values() for one in rounds)
+    foreign = max((one.foreign for rounds in taken.values() for one in rounds if one.cpu_us), default=0)
     if foreign > TOLERATED:
         print(f"\nNot to be quoted: others took up to {foreign:.0f} % of the proxy's core.")
 
