@@ -249,8 +249,8 @@ def rotation(one: Rotated, *, seconds: float) -> None:
 # --- profile ----------------------------------------------------------------------------------
 
 
-# What waits takes no time: py-spy cannot tell with C code. What nearly every sample has says nothing.
-_WAITING = ("wait (threading.py", "epoll_pwait", "get (queue.py")
+# What waits takes no time, and py-spy cannot always tell. What nearly every sample has says nothing.
+_WAITING = ("wait (threading.py", "get (queue.py", "_worker (concurrent")
 _EVERYWHERE = 0.95
 
 
@@ -260,9 +260,10 @@ def profile(name: str, figures: Load, stacks: str) -> None:
     whole: Counter[str] = Counter()
     for line in stacks.splitlines():
         frames, _, count = line.rpartition(" ")
-        if any(waiting in frames for waiting in _WAITING):
-            continue
         names = frames.split(";")
+        python = next((frame for frame in reversed(names) if ".py:" in frame), "")
+        if python.startswith(_WAITING) or names[-1].startswith("epoll_pwait"):
+            continue
         own[names[-1]] += int(count)
         for frame in set(names):
             whole[frame] += int(count)

@@ -81,15 +81,19 @@ def idle_waves(address: Address, *, process: Process, streams: int, waves: int, 
     """Open so many streams, see each one's first event, leave them idle, close all; again and again."""
     body = json.dumps({"model": "bench-model", "stream": True}).encode()
     request = address.head("POST", CHAT, size=len(body)) + body
-    before, heights, opening = process.resident_mb(), [], 0.0
-    for _ in range(waves):
+    before, opening = process.resident_mb(), 0.0
+    heights: list[float] = []
+    for wave in range(1, waves + 1):
         began = time.perf_counter()
         sockets = {}
         for _ in range(streams):
             one = address.connect()
             one.sendall(request)
             sockets[one.fileno()] = one
-        _await_events(sockets)
+        try:
+            _await_events(sockets)
+        except SystemExit as error:
+            raise SystemExit(f"in wave {wave}, resident {[round(mb) for mb in heights]} MB so far: {error}") from error
         opening = max(opening, time.perf_counter() - began)
         time.sleep(settle)
         heights.append(process.resident_mb())
