@@ -51,7 +51,7 @@ def gateway(
         done = valetkey(*login, "--key", "-", "--no-verify", "--yes", stdin=service.door.key)
         assert done.status == 0, done.err
     grants = [word for provider in _upstreams.services for word in ("--grant", provider)]
-    made = valetkey("key", "create", "clients", *grants, "--json")
+    made = valetkey("key", "create", "--name", "clients", *grants, "--json")
     assert made.status == 0, made.err
     outside = {"HTTPS_PROXY": _upstreams.internet.url, "NO_PROXY": "127.0.0.1"}
     with serving(valetkey, key=made.json["key"], environ=outside) as running:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import re
-import select
+import json
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,6 @@ from tests.support.command_line import CommandLine
 __all__ = ["GatewayProcess", "serving"]
 
 _PATIENCE_SECONDS = 30
-_ADDRESS = re.compile(rb"http://127\.0\.0\.1:[0-9]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,29 +45,28 @@ def serving(valetkey: CommandLine, *, key: str, environ: dict[str, str]) -> Iter
     log = valetkey.home.parent / "serve.log"
     with log.open("wb") as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", "valetkey", "serve", "--port", "0"],
+            [sys.executable, "-m", "valetkey", "serve", "--port", "0", "--json"],
             stdin=subprocess.DEVNULL,
-            stdout=said,
+            stdout=subprocess.PIPE,
             stderr=said,
             env={**valetkey.environ, **environ},
         )
+    assert process.stdout is not None
+    # What hangs is ended, and then there is no line to read.
+    patience = threading.Timer(_PATIENCE_SECONDS, process.kill)
+    patience.start()
     try:
-        url = _address(process, log)
+        line = process.stdout.readline()
+        patience.cancel()
+        assert line, f"the gateway did not start: {log.read_text()}"
         ca_file = valetkey.home / "ca" / "ca.pem"
-        yield GatewayProcess(valetkey=valetkey, url=url, ca_file=ca_file, key=key, log=log)
+        yield GatewayProcess(valetkey=valetkey, url=json.loads(line)["url"], ca_file=ca_file, key=key, log=log)
     finally:
+        patience.cancel()
         process.terminate()
         try:
             process.wait(_PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while not (found := _ADDRESS.search(log.read_bytes())):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise AssertionError(f"the gateway did not start: {log.read_text()}")
-        select.select([], [], [], 0.02)
-    return found[0].decode()
+        process.stdout.close()
