@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from tests.support.servers import ApiMock
 from tests.support.tls import CertificateAuthority
 from tests.support.upstreams import Upstreams, declare
 from tests.support.upstreams import upstreams as running_upstreams
-from tests.support.ways import Access, Way, access
+from tests.support.ways import Access, Reach, Way, access
 from tests.support.workplace import Workplace
 
 
@@ -50,12 +50,9 @@ def gateway(
         login = ["login", service.provider, "--method", "token" if service.provider == "github" else "api-key"]
         done = valetkey(*login, "--key", "-", "--no-verify", "--yes", stdin=service.door.key)
         assert done.status == 0, done.err
-    grants = [word for provider in _upstreams.services for word in ("--grant", provider)]
-    made = valetkey("key", "create", "--name", "clients", *grants, "--json")
-    assert made.status == 0, made.err
     outside = {"HTTPS_PROXY": _upstreams.internet.url, "NO_PROXY": "127.0.0.1"}
-    with serving(valetkey, key=made.json["key"], environ=outside) as running:
-        yield running
+    with serving(valetkey, environ=outside) as running:
+        yield running.create_key(*_upstreams.services)
 
 
 @pytest.fixture
@@ -74,11 +71,11 @@ def way(request: pytest.FixtureRequest) -> Way:
 @pytest.fixture
 def reach(
     request: pytest.FixtureRequest, way: Way, upstreams: Upstreams, certificate_authority: CertificateAuthority
-) -> Iterator[Callable[[str], Access]]:
+) -> Iterator[Reach]:
     """Give what a client is told, so that it reaches a provider by `way`. The gateway is then searched for secrets."""
     gateway = None if way == "direct" else request.getfixturevalue("gateway")
 
-    def reach(provider: str) -> Access:
+    def reach(provider: str, gateway: GatewayProcess | None = gateway) -> Access:
         ca_file, outside = certificate_authority.ca_file, upstreams.internet.url
         return access(way, upstreams[provider], ca_file=ca_file, outside=outside, gateway=gateway)
 

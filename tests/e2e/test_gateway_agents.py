@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from tests.support.proofs import assert_credentials_stay
 from tests.support.servers import ApiMock
 from tests.support.upstreams import Upstreams
-from tests.support.ways import Access, Way
+from tests.support.ways import Access, Reach, Way
 from tests.support.workplace import Workplace, packaged_program
 
-Reach = Callable[[str], Access]
 QUIET_CLAUDE = {
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     "DISABLE_AUTOUPDATER": "1",

@@ -6,22 +6,24 @@ straight way shows that test and client are right.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Iterator
 
 import pytest
 
+from tests.support.gateway_process import GatewayProcess
 from tests.support.proofs import assert_credentials_stay
 from tests.support.servers import ApiMock, ModelServer
 from tests.support.upstreams import Upstreams
-from tests.support.ways import Access, Way
+from tests.support.ways import Access, Reach, Way
 from tests.support.workplace import Workplace, node_program, python_program
 
 PATIENCE_SECONDS = 60
-Reach = Callable[[str], Access]
 
 
 def curl(access: Access, path: str, *words: str) -> list[str]:
@@ -31,6 +33,31 @@ def curl(access: Access, path: str, *words: str) -> list[str]:
 
 def header(access: Access) -> bytes:
     return f'header = "authorization: Bearer {access.key}"\n'.encode()
+
+
+@contextlib.contextmanager
+def watching(workplace: Workplace, access: Access) -> Iterator[subprocess.Popen[bytes]]:
+    """Run curl, which passes on each event as it comes."""
+    process = subprocess.Popen(
+        curl(access, "/events", "-N"),
+        cwd=workplace.folder,
+        env=workplace.environ(access, {}),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    process.stdin.write(header(access))
+    process.stdin.close()
+    process.stdin = None  # communicate() would close it again
+    patience = threading.Timer(PATIENCE_SECONDS, process.kill)
+    patience.start()
+    try:
+        yield process
+    finally:
+        patience.cancel()
+        process.kill()
+        process.communicate()
 
 
 def question(*, stream: bool, model: str = "m") -> list[str]:
@@ -51,6 +78,17 @@ def test_curl_asks(way: Way, reach: Reach, upstreams: Upstreams, aimock: ApiMock
     assert_credentials_stay(way, upstreams["mock-openai"], access, workplace)
 
 
+@pytest.mark.parametrize("way", ["base-url"], indirect=True)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/chat/completions"])
+def test_a_base_url_may_be_written_with_v1_or_without(
+    reach: Reach, upstreams: Upstreams, workplace: Workplace, path: str
+) -> None:
+    access = reach("mock-openai")
+    done = workplace.run(curl(access, path, *question(stream=False)), access, stdin=header(access))
+    assert "choices" in done.json
+    assert [r.path for r in upstreams["mock-openai"].server.requests] == ["/v1/chat/completions"]
+
+
 @pytest.mark.parametrize("shape", ["length", "chunked"])
 def test_curl_uploads(way: Way, reach: Reach, upstreams: Upstreams, workplace: Workplace, shape: str) -> None:
     access = reach("vault")
@@ -67,27 +105,35 @@ def test_an_event_reaches_curl_before_the_next_is_sent(
     way: Way, reach: Reach, upstreams: Upstreams, workplace: Workplace
 ) -> None:
     access = reach("pulse")
-    process = subprocess.Popen(
-        curl(access, "/events", "-N"),
-        cwd=workplace.folder,
-        env=workplace.environ(access, {}),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(header(access))
-    process.stdin.close()
-    process.stdin = None
-    for number in range(5):
-        event = b"data: %d\n\n" % number
-        upstreams.steps.send(event)
-        assert process.stdout.read(len(event)) == event
-    upstreams.steps.send(b"")
-    rest, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    with watching(workplace, access) as process:
+        assert process.stdout is not None
+        for number in range(5):
+            event = b"data: %d\n\n" % number
+            upstreams.steps.send(event)
+            assert process.stdout.read(len(event)) == event
+        upstreams.steps.send(b"")
+        rest, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, rest, errors) == (0, b"", b"")
     assert_credentials_stay(way, upstreams["pulse"], access, workplace)
+
+
+@pytest.mark.parametrize("way", ["base-url", "proxy"], indirect=True)
+def test_a_revoked_key_ends_the_stream_that_it_opened(
+    reach: Reach, upstreams: Upstreams, gateway: GatewayProcess, workplace: Workplace
+) -> None:
+    held = gateway.create_key("pulse")
+    access = reach("pulse", held)
+    with watching(workplace, access) as process:
+        assert process.stdout is not None
+        upstreams.steps.send(b"data: 0\n\n")
+        assert process.stdout.readline() == b"data: 0\n"
+        assert gateway.valetkey("key", "revoke", held.key_id, "--yes").status == 0
+        # Nothing more is sent: it ends because the key has ended.
+        rest, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (rest, process.returncode) == (b"\n", 18), errors  # 18: a partial transfer (curl(1))
+    again = workplace.run(curl(access, "/events", "-w", "%{http_code} %{http_connect}"), access, stdin=header(access))
+    assert again.out.endswith(("401 000", "000 407")), again.out + again.err
+    assert len(upstreams["pulse"].server.requests) == 1
 
 
 def test_curl_streams_from_a_real_model(

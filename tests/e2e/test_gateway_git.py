@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -12,10 +11,9 @@ import pytest
 from tests.support.git_server import Repository, git_environ
 from tests.support.proofs import assert_credentials_stay
 from tests.support.upstreams import Upstreams
-from tests.support.ways import Access, Way
+from tests.support.ways import Access, Reach, Way
 from tests.support.workplace import Workplace
 
-Reach = Callable[[str], Access]
 # More than git holds back (http.postBuffer, 1 MiB): so that it sends the pack in chunks, and asks first.
 LARGE = 3 << 20
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.support.canary import holding
@@ -21,12 +21,13 @@ _PATIENCE_SECONDS = 30
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayProcess:
-    """A gateway that runs. `key` is a valet key for every account of it; `log` is what it said."""
+    """A gateway that runs. `key` is a valet key of it; `log` is what it said."""
 
     valetkey: CommandLine
     url: str
     ca_file: Path
-    key: str = field(repr=False)
+    key: str = field(default="", repr=False)
+    key_id: str = ""
     log: Path
 
     @property
@@ -34,13 +35,19 @@ class GatewayProcess:
         """Give what goes into HTTPS_PROXY."""
         return self.url.replace("http://", f"http://x:{self.key}@")
 
+    def create_key(self, *grants: str) -> GatewayProcess:
+        """Make another valet key, for these accounts, and give the gateway as its holder sees it."""
+        made = self.valetkey("key", "create", *(word for name in grants for word in ("--grant", name)), "--json")
+        assert made.status == 0, made.err
+        return replace(self, key=made.json["key"], key_id=made.json["id"])
+
     def shows(self, secret: str) -> list[str]:
         """Name the files with this secret in the clear: what it said, its trace, everything in its home."""
         return holding(secret, [self.log, *self.valetkey.home.rglob("*")])
 
 
 @contextlib.contextmanager
-def serving(valetkey: CommandLine, *, key: str, environ: dict[str, str]) -> Iterator[GatewayProcess]:
+def serving(valetkey: CommandLine, *, environ: dict[str, str]) -> Iterator[GatewayProcess]:
     """Start it on a free port, and end it by its process id."""
     log = valetkey.home.parent / "serve.log"
     with log.open("wb") as said:
@@ -60,7 +67,7 @@ def serving(valetkey: CommandLine, *, key: str, environ: dict[str, str]) -> Iter
         patience.cancel()
         assert line, f"the gateway did not start: {log.read_text()}"
         ca_file = valetkey.home / "ca" / "ca.pem"
-        yield GatewayProcess(valetkey=valetkey, url=json.loads(line)["url"], ca_file=ca_file, key=key, log=log)
+        yield GatewayProcess(valetkey=valetkey, url=json.loads(line)["url"], ca_file=ca_file, log=log)
     finally:
         patience.cancel()
         process.terminate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import queue
 from collections.abc import Callable, Iterator
@@ -43,9 +44,14 @@ class Steps:
         """Send this; the empty one ends the answer."""
         self._pieces.put(piece)
 
+    def forget(self) -> None:
+        """End the answer that goes on, if one does, and drop what is still to be sent."""
+        self.send(b"")
+        self._pieces = queue.Queue()
+
     def __call__(self, _: Received) -> Reply:
         """Begin the answer."""
-        pieces = iter(lambda: self._pieces.get(timeout=_PATIENCE_SECONDS), b"")
+        pieces = iter(functools.partial(self._pieces.get, timeout=_PATIENCE_SECONDS), b"")
         return Stream(headers={"content-type": "text/event-stream"}, pieces=pieces)
 
 
@@ -67,6 +73,7 @@ class Upstreams:
         """Begin a test with nothing received."""
         for service in self.services.values():
             service.server.requests.clear()
+        self.steps.forget()
         self.internet.refused.clear()
         self.internet.connected.clear()
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, assert_never
+from typing import Literal, Protocol, assert_never
 
 from tests.support.front import Door
 from tests.support.gateway_process import GatewayProcess
 from tests.support.local_server import LocalServer
 
-__all__ = ["Access", "Service", "Way", "access", "trusting"]
+__all__ = ["Access", "Reach", "Service", "Way", "access", "trusting"]
 
 # In every variable that a client may read it from.
 _CA_VARIABLES = (
@@ -21,6 +21,13 @@ _CA_VARIABLES = (
     "NODE_EXTRA_CA_CERTS",
     "CODEX_CA_CERTIFICATE",
 )
+
+
+class Reach(Protocol):
+    """Gives what a client is told, so that it reaches this provider; with another key where `gateway` has one."""
+
+    def __call__(self, provider: str, gateway: GatewayProcess | None = ...) -> Access: ...
+
 
 Way = Literal["direct", "base-url", "proxy"]
 
