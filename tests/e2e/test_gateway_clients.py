@@ -6,6 +6,7 @@ straight way shows that test and client are right.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -13,6 +14,7 @@ import random
 import subprocess
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -24,6 +26,9 @@ from tests.support.ways import Access, Reach, Way
 from tests.support.workplace import Workplace, node_program, python_program
 
 PATIENCE_SECONDS = 60
+# Of the answer, and of the proxy's to CONNECT; and what they are for a key that does not count.
+STATUSES = "%{http_code} %{http_connect}"
+REFUSED = ("401 000", "000 407")
 
 
 def curl(access: Access, path: str, *words: str) -> list[str]:
@@ -76,6 +81,32 @@ def test_curl_asks(way: Way, reach: Reach, upstreams: Upstreams, aimock: ApiMock
     assert (done.status, last) == (0, "1.1 200"), done.out + done.err
     assert json.loads(body)["choices"][0]["message"]["content"] == aimock.reply
     assert_credentials_stay(way, upstreams["mock-openai"], access, workplace)
+
+
+@pytest.mark.parametrize("way", ["base-url", "proxy"], indirect=True)
+@pytest.mark.parametrize(
+    "name", ["x-api-key", "x-goog-api-key", "api-key", "authorization: Bearer", "authorization: Basic"]
+)
+def test_wherever_the_client_puts_its_key_the_provider_gets_the_real_one(
+    way: Way, reach: Reach, upstreams: Upstreams, workplace: Workplace, name: str
+) -> None:
+    access = reach("vault")
+    value = base64.b64encode(f"x:{access.key}".encode()).decode() if name.endswith("Basic") else access.key
+    line = f"{name} {value}" if ":" in name else f"{name}: {value}"
+    done = workplace.run(curl(access, "/file"), access, stdin=f'header = "{line}"\n'.encode())
+    assert done.out == f"0 {hashlib.sha256(b'').hexdigest()}", done.out + done.err
+    assert_credentials_stay(way, upstreams["vault"], access, workplace)
+
+
+@pytest.mark.parametrize("way", ["base-url", "proxy"], indirect=True)
+def test_a_key_that_is_none_gets_nowhere(
+    reach: Reach, upstreams: Upstreams, gateway: GatewayProcess, workplace: Workplace
+) -> None:
+    last = gateway.key[-1]
+    access = reach("vault", replace(gateway, key=gateway.key[:-1] + ("1" if last == "0" else "0")))
+    done = workplace.run(curl(access, "/file", "-w", STATUSES), access, stdin=header(access))
+    assert done.out.endswith(REFUSED), done.out + done.err
+    assert upstreams["vault"].server.requests == []
 
 
 @pytest.mark.parametrize("way", ["base-url"], indirect=True)
@@ -131,8 +162,8 @@ def test_a_revoked_key_ends_the_stream_that_it_opened(
         # Nothing more is sent: it ends because the key has ended.
         rest, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert (rest, process.returncode) == (b"\n", 18), errors  # 18: a partial transfer (curl(1))
-    again = workplace.run(curl(access, "/events", "-w", "%{http_code} %{http_connect}"), access, stdin=header(access))
-    assert again.out.endswith(("401 000", "000 407")), again.out + again.err
+    again = workplace.run(curl(access, "/events", "-w", STATUSES), access, stdin=header(access))
+    assert again.out.endswith(REFUSED), again.out + again.err
     assert len(upstreams["pulse"].server.requests) == 1
 
 
