@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO, Any
 
 from tests.support.canary import holding
 from tests.support.command_line import CommandLine
@@ -63,11 +64,11 @@ def serving(valetkey: CommandLine, *, environ: dict[str, str]) -> Iterator[Gatew
     patience = threading.Timer(_PATIENCE_SECONDS, process.kill)
     patience.start()
     try:
-        line = process.stdout.readline()
+        about = _first_document(process.stdout)
         patience.cancel()
-        assert line, f"the gateway did not start: {log.read_text()}"
+        assert about is not None, f"the gateway did not start: {log.read_text()}"
         ca_file = valetkey.home / "ca" / "ca.pem"
-        yield GatewayProcess(valetkey=valetkey, url=json.loads(line)["url"], ca_file=ca_file, log=log)
+        yield GatewayProcess(valetkey=valetkey, url=about["url"], ca_file=ca_file, log=log)
     finally:
         patience.cancel()
         process.terminate()
@@ -77,3 +78,13 @@ def serving(valetkey: CommandLine, *, environ: dict[str, str]) -> Iterator[Gatew
             process.kill()
             process.wait()
         process.stdout.close()
+
+
+def _first_document(stdout: IO[bytes]) -> Any:
+    """Read as far as the document goes that is told once the gateway serves; None where it ended before."""
+    lines = []
+    for line in stdout:
+        lines.append(line)
+        if line == b"}\n":
+            return json.loads(b"".join(lines))
+    return None
