@@ -27,10 +27,11 @@ def _upstreams(
 
 
 @pytest.fixture
-def upstreams(_upstreams: Upstreams) -> Upstreams:
+def upstreams(_upstreams: Upstreams) -> Iterator[Upstreams]:
     """Give the providers' servers, with nothing received so far."""
     _upstreams.forget()
-    return _upstreams
+    yield _upstreams
+    _upstreams.steps.forget()
 
 
 @pytest.fixture(scope="session")
