@@ -51,6 +51,29 @@ class Access:
             account_id=self.identity.account_id,
         )
 
+    def steps(self, url: str) -> list[inject.Step]:
+        """Give what the credential, and what its provider always wants, does to the headers of a request to `url`.
+
+        Raises: HostsNotAccepted as `check_place` does.
+        """
+        always = [
+            inject.Step(kind="if absent", name=name.lower(), value=value)
+            for name, value in self.provider.api.headers.items()
+        ]
+        if self.credential is None:
+            return always
+        self.check_place(url)
+        return [
+            *always,
+            *inject.steps_for(
+                self.credential,
+                method=self.method,
+                url=url,
+                hosts=self.hosts,
+                account_id=self.identity.account_id,
+            ),
+        ]
+
     def check_place(self, url: str) -> None:
         """See that the credential may go there. Raises: HostsNotAccepted, also for http where the login has https."""
         host = inject.check_place(url, self.hosts)

@@ -1,14 +1,17 @@
-"""Which URLs a declaration may name: https anywhere, plain http only near by, metadata services never."""
+"""Which addresses get a request: https anywhere, plain http only near by, metadata services never."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
+from typing import Literal
 from urllib.parse import urlsplit
 
 from valetkey.errors import InvalidBaseUrl
 
-__all__ = ["check_url", "is_near", "without_braces"]
+__all__ = ["Standing", "check_url", "is_metadata", "is_near", "is_odd_number", "standing", "without_braces"]
+
+Standing = Literal["public", "near", "never"]
 
 _NEAR = tuple(
     ipaddress.ip_network(text)
@@ -19,17 +22,51 @@ _NEVER = tuple(
     ipaddress.ip_network(text)
     for text in (
         "169.254.0.0/16",
-        "100.100.100.200/32",
+        "100.100.100.200/32",  # Alibaba Cloud
+        "168.63.129.16/32",  # Azure's wire server
         "0.0.0.0/8",
         "fe80::/10",
-        "fd00:ec2::254/128",
-        "fd20:ce::254/128",
+        "fd00:ec2::/32",  # AWS
+        "fd20:ce::254/128",  # Google Cloud
         "::/128",
     )
 )
-_NEVER_NAMES = ("metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal")
+_NEVER_NAMES = (
+    "metadata",
+    "metadata.google.internal",
+    "metadata.goog",
+    "metadata.tencentyun.com",
+    "instance-data",
+    "instance-data.ec2.internal",
+)
+# RFC 6598: a carrier's, or a mesh VPN's; not the internet's.
+_SHARED = (ipaddress.ip_network("100.64.0.0/10"),)
+# The registries of RFC 6890: for protocols, documents, measurements, many hosts at once or nobody. No server is there.
+_SPECIAL = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.88.99.0/24",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+        # Teredo is in 2001::/23 and 6to4 is 2002::/16: behind both is an IPv4 address of the sender's choice.
+        "2001::/23",
+        "2001:db8::/32",
+        "2002::/16",
+        "3fff::/20",
+    )
+)
+# Where IPv6 has hosts; all else is special, or not given out yet.
+_UNICAST6 = ipaddress.ip_network("2000::/3")
+# RFC 6052: an IPv4 address behind a translator. On a network of IPv6 alone, DNS64 gives every old server such a one.
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _NEAR_SUFFIXES = (".localhost", ".local", ".internal")
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\Z")
+_NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
 _BRACES = re.compile(r"\{[A-Za-z0-9_-]+\}")
 
 
@@ -47,6 +84,37 @@ def is_near(host: str) -> bool:
     if address is not None:
         return _in(address, _NEAR)
     return host == "localhost" or host.endswith(_NEAR_SUFFIXES)
+
+
+def standing(address: str) -> Standing | None:
+    """Say what kind of address this is: of the internet, of this machine or a private network, or no destination.
+
+    None: it is not an address written as one, so a name.
+    """
+    found = _ip(address)
+    if found is None:
+        return None
+    if found.version == 6 and found in _NAT64:
+        found = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+        # RFC 6052 section 3.1: nothing that is not public belongs behind this prefix.
+        return "never" if _in(found, (*_NEAR, *_SHARED, *_NEVER, *_SPECIAL)) else "public"
+    if _in(found, _NEVER):
+        return "never"
+    if _in(found, (*_NEAR, *_SHARED)):
+        return "near"
+    if _in(found, _SPECIAL) or (found.version == 6 and found not in _UNICAST6):
+        return "never"
+    return "public"
+
+
+def is_metadata(host: str) -> bool:
+    """Say whether this name leads to a metadata service, whatever it resolves to."""
+    return host in _NEVER_NAMES
+
+
+def is_odd_number(host: str) -> bool:
+    """Say whether a resolver takes it for an address though it is not written as one: 2130706433, 0x7f.1, 127.1."""
+    return _ip(host) is None and _NUMBER.fullmatch(host.rsplit(".", 1)[-1]) is not None
 
 
 def check_url(url: str, *, query: bool = False) -> str:
@@ -89,7 +157,7 @@ def check_url(url: str, *, query: bool = False) -> str:
 
 def _check_host(host: str, *, scheme: str) -> None:
     address = _ip(host)
-    if host in _NEVER_NAMES or (address is not None and _in(address, _NEVER)):
+    if is_metadata(host) or (address is not None and _in(address, _NEVER)):
         raise InvalidBaseUrl(
             f"{host} is a link-local or metadata address, which never gets a request",
             hint="use the server's own address",
@@ -98,8 +166,7 @@ def _check_host(host: str, *, scheme: str) -> None:
         raise InvalidBaseUrl(
             f"{host[:60]!r} is not a host name", hint="write a name such as api.example.com, or an address"
         )
-    if address is None and re.fullmatch(r"\d+|0x[0-9a-f]*", host.rsplit(".", 1)[-1]):
-        # 2130706433, 0x7f.1 and 127.1 are addresses to the system's resolver and would pass by the networks above.
+    if is_odd_number(host):
         raise InvalidBaseUrl(f"{host} is not an address in the usual form", hint="write it as four numbers: 127.0.0.1")
     if scheme == "http" and not is_near(host):
         raise InvalidBaseUrl(

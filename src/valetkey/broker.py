@@ -146,6 +146,10 @@ class Broker:
         for renewal in under_way:
             renewal.exception()
 
+    def forget(self) -> None:
+        """Drop what ambient sources gave: the store is locked, and nothing of it is to be kept."""
+        self._ambient.clear()
+
     def close(self) -> None:
         """Finish what is under way and let go of connections."""
         self.wait_for_renewals()

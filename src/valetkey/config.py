@@ -47,6 +47,11 @@ class Paths:
         return self.home / "valetkey.db"
 
     @property
+    def trace(self) -> Path:
+        """The SQLite file of the gateway's requests."""
+        return self.home / "trace.db"
+
+    @property
     def key_file(self) -> Path:
         """The key file, where the key source is one."""
         return self.home / "store.key"
@@ -55,6 +60,16 @@ class Paths:
     def locks(self) -> Path:
         """One lock file a renewal."""
         return self.home / "locks"
+
+    @property
+    def run(self) -> Path:
+        """What a running gateway keeps there: serving.py names it."""
+        return self.home / "run"
+
+    @property
+    def trace(self) -> Path:
+        """The SQLite file of requests."""
+        return self.home / "trace.db"
 
     @property
     def providers(self) -> Path:
@@ -115,6 +130,20 @@ class Config:
         value = self.value(key)
         if not isinstance(value, int | float):
             raise TypeError(f"{key} is no number")
+        return value
+
+    def count(self, key: str) -> int:
+        """Give the value of a number of things."""
+        value = self.value(key)
+        if not isinstance(value, int):
+            raise TypeError(f"{key} is no number of things")
+        return value
+
+    def port(self, key: str) -> int:
+        """Give the value of a port."""
+        value = self.value(key)
+        if not isinstance(value, int):
+            raise TypeError(f"{key} is no port")
         return value
 
     def words(self, key: str) -> tuple[str, ...]:

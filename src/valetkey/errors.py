@@ -15,6 +15,7 @@
         StoreUnwritable GenerationConflict InvalidName BackupFailed
       GatewayError                   GatewayDown GatewayFailed UnknownKey UnknownApproval AuthorityBroken
         AddressRefused               a name that resolves to an address that gets no request
+        TraceUnreadable TraceTooNew  the file of past requests
       ImportFailed                   another tool's file of logins
 
 Each says what happened, to which provider, and what to do next. `code` is stable and the same in
@@ -77,6 +78,8 @@ __all__ = [
     "StoreTooNew",
     "StoreUnwritable",
     "TlsFailed",
+    "TraceTooNew",
+    "TraceUnreadable",
     "TransportError",
     "UnclearAnswer",
     "UnknownApproval",
@@ -447,6 +450,14 @@ class UnknownKey(GatewayError):
 
 class UnknownApproval(GatewayError):
     """No request of this id waits for a decision (any more)."""
+
+
+class TraceUnreadable(GatewayError):
+    """The file of the gateway's requests is damaged, or cannot be read."""
+
+
+class TraceTooNew(TraceUnreadable):
+    """The file of the gateway's requests was written by a newer Valetkey."""
 
 
 class AuthorityBroken(GatewayError):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from valetkey.credential import Credential
 
-__all__ = ["Freshness", "age_of", "freshness", "judge"]
+__all__ = ["Freshness", "age_of", "fresh_for", "freshness", "judge"]
 
 # A tool may use what it gets for a while: helpers promise 6 minutes (features E8).
 LEAST_LEFT = timedelta(minutes=6)
@@ -36,11 +36,15 @@ def judge(age: timedelta, *, life: timedelta | None, renew_after: timedelta | No
     if life is not None:
         if age >= life - min(IN_FLIGHT, life / 4):
             return Freshness.DEAD
-        if age >= life - max(life / 4, min(LEAST_LEFT, life / 2)):
+        if age >= _stale_at(life):
             return Freshness.STALE
     if renew_after is not None and age >= renew_after:
         return Freshness.STALE
     return Freshness.FRESH
+
+
+def _stale_at(life: timedelta) -> timedelta:
+    return life - max(life / 4, min(LEAST_LEFT, life / 2))
 
 
 def age_of(credential: Credential, now: datetime) -> timedelta:
@@ -53,12 +57,35 @@ def age_of(credential: Credential, now: datetime) -> timedelta:
 
 def freshness(credential: Credential, age: timedelta, *, refresh_interval: timedelta | None = None) -> Freshness:
     """Judge a credential; the server's `refresh_in` and the declared interval may make it stale sooner."""
+    from valetkey.credential import issued_at_of
+
+    if issued_at_of(credential) is None:
+        return Freshness.FRESH
+    life, renew_after = _spans(credential, refresh_interval)
+    return judge(age, life=life, renew_after=renew_after)
+
+
+def fresh_for(credential: Credential, age: timedelta, *, refresh_interval: timedelta | None = None) -> timedelta | None:
+    """Give for how long it will be fresh, negative where it is not; None where it has no end."""
+    from valetkey.credential import issued_at_of
+
+    if issued_at_of(credential) is None:
+        return None
+    life, renew_after = _spans(credential, refresh_interval)
+    ends = [] if renew_after is None else [renew_after]
+    if life is not None:
+        ends.append(_stale_at(life))
+    return min(ends) - age if ends else None
+
+
+def _spans(credential: Credential, interval: timedelta | None) -> tuple[timedelta | None, timedelta | None]:
+    """Give its life, and when it is to be renewed whatever its life is."""
     from valetkey.credential import ExchangedKey, expires_at_of, issued_at_of
 
     issued, ends = issued_at_of(credential), expires_at_of(credential)
     if issued is None:
-        return Freshness.FRESH
-    sooner = [refresh_interval] if refresh_interval is not None else []
+        return None, None
+    sooner = [interval] if interval is not None else []
     if isinstance(credential, ExchangedKey) and credential.refresh_at is not None:
         sooner.append(credential.refresh_at - issued)
-    return judge(age, life=None if ends is None else ends - issued, renew_after=min(sooner, default=None))
+    return (None if ends is None else ends - issued), min(sooner, default=None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, assert_never
 from urllib.parse import urlsplit
 
 from valetkey.address import check_url, is_near
@@ -12,7 +14,19 @@ from valetkey.credential import Credential, secrets_of
 from valetkey.errors import HostsNotAccepted, InvalidParameter, InvalidProvider
 from valetkey.provider import AuthMethod, Provider
 
-__all__ = ["check_place", "endpoint_hosts", "fill", "headers_for", "host_matches", "join", "reach", "variables_of"]
+__all__ = [
+    "Step",
+    "appended",
+    "check_place",
+    "endpoint_hosts",
+    "fill",
+    "headers_for",
+    "host_matches",
+    "join",
+    "reach",
+    "steps_for",
+    "variables_of",
+]
 
 _BRACES = re.compile(r"\{([A-Za-z0-9_-]+)\}")
 
@@ -88,21 +102,68 @@ def headers_for(
     `hosts` are the account's sealed hosts. Raises: HostsNotAccepted as `check_place` does; InvalidParameter when what
     is filled in would break the header.
     """
+    result = {name.lower(): value for name, value in headers.items()}
+    for step in steps_for(credential, method=method, url=url, hosts=hosts, account_id=account_id):
+        match step.kind:
+            case "remove":
+                result.pop(step.name, None)
+            case "set":
+                result[step.name] = step.value
+            case "if absent":
+                result.setdefault(step.name, step.value)
+            case "append":
+                result[step.name] = appended(result.get(step.name, ""), step.value)
+            case _:
+                assert_never(step.kind)
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One thing that a credential does to a request's headers; steps are done in their order. `name` is lower case."""
+
+    kind: Literal["remove", "set", "if absent", "append"]
+    name: str
+    value: str = field(default="", repr=False)
+
+
+def steps_for(
+    credential: Credential,
+    *,
+    method: AuthMethod,
+    url: str,
+    hosts: tuple[str, ...],
+    account_id: str | None = None,
+) -> list[Step]:
+    """Give what has to be done to the headers of any request there. Raises as `headers_for` does."""
     host = check_place(url, hosts)
     values = variables_of(credential, account_id=account_id)
-    result = {name.lower(): value for name, value in headers.items()}
+    steps: list[Step] = []
     for rule in method.inject:
         if rule.hosts and not host_matches(host, tuple(fill(h, credential.parameters).lower() for h in rule.hosts)):
             continue
-        for name in rule.remove:
-            result.pop(name.lower(), None)
+        steps += [Step(kind="remove", name=name.lower()) for name in rule.remove]
         if rule.basic is not None and not _names_empty(rule.basic, values):
             pair = fill(rule.basic, values).encode()
-            result["authorization"] = "Basic " + base64.b64encode(pair).decode()
+            steps.append(Step(kind="set", name="authorization", value="Basic " + base64.b64encode(pair).decode()))
         for name, template in rule.set.items():
             if not _names_empty(template, values):
-                _set(result, name.lower(), _one_line(name, fill(template, values)))
-    return result
+                steps.append(_step(name.lower(), _one_line(name, fill(template, values))))
+    return steps
+
+
+def appended(present: str, value: str) -> str:
+    """Add a value to a comma list that may hold it already (RFC 9110 section 5.6.1)."""
+    parts = [part.strip() for part in present.split(",") if part.strip()]
+    return ", ".join([*parts, *([] if value in parts else [value])])
+
+
+def _step(name: str, value: str) -> Step:
+    if name.endswith("?"):
+        return Step(kind="if absent", name=name[:-1], value=value)
+    if name.endswith("+"):
+        return Step(kind="append", name=name[:-1], value=value)
+    return Step(kind="set", name=name, value=value)
 
 
 def _one_line(name: str, value: str) -> str:
@@ -118,16 +179,6 @@ def _one_line(name: str, value: str) -> str:
 def _names_empty(template: str, values: Mapping[str, str]) -> bool:
     # A key that may be left out (a local server's): no header is better than `Bearer ` with nothing behind it.
     return any(values.get(name) == "" for name in _BRACES.findall(template))
-
-
-def _set(headers: dict[str, str], name: str, value: str) -> None:
-    if name.endswith("?"):
-        headers.setdefault(name[:-1], value)
-    elif name.endswith("+"):
-        present = [part.strip() for part in headers.get(name[:-1], "").split(",") if part.strip()]
-        headers[name[:-1]] = ", ".join([*present, *([] if value in present else [value])])
-    else:
-        headers[name] = value
 
 
 def join(base_url: str, path: str) -> str:

@@ -7,6 +7,7 @@ what looks like a credential is taken out too.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import re
 from collections import OrderedDict
@@ -20,7 +21,7 @@ from valetkey.errors import ConfigError
 if TYPE_CHECKING:
     import logging
 
-__all__ = ["forms", "holds_secret", "known", "redact", "set_up"]
+__all__ = ["forms", "generation", "holds_secret", "known", "redact", "set_up", "without_beginning"]
 
 REMOVED = "[secret]"
 # What people give a server of their own for a key ("lm-studio") may well stand in its names; no real key is shorter.
@@ -29,44 +30,74 @@ _SHORTEST_REAL = 16
 _SHORTEST = 6
 # A process that runs for months makes new tokens every hour; the oldest are dead by then.
 _KEPT = 4096
+_ESCAPE = re.compile("%[0-9A-F]{2}")
 _forms: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+# The known secrets by the first characters of their forms: a text is searched once, however many secrets there are.
+_by_beginning: dict[str, tuple[str, ...]] = {}
+_generations = itertools.count(1)
+_generation = 0
 
 _NAMES = (
     r"access_token|refresh_token|id_token|token|code|state|key|api[-_]key|client_secret|client_assertion|secret"
     r"|device_code|user_code|code_verifier|password|passphrase|signature|sig|authkey|raw_key"
 )
+# What stands in every match, the pattern, what takes the match's place.
 _PATTERNS = (
     # In a query, a fragment or a form: up to the next field.
-    (re.compile(rf"(?i)(?<![\w-])((?:{_NAMES})=)[^&\s\"'<>;,)]+"), rf"\1{REMOVED}"),
+    ("=", re.compile(rf"(?i)(?<![\w-])((?:{_NAMES})=)[^&\s\"'<>;,)]+"), rf"\1{REMOVED}"),
     # In JSON or a printed dict.
-    (re.compile(rf"(?i)([\"'](?:{_NAMES})[\"']\s*:\s*[\"'])[^\"']+"), rf"\1{REMOVED}"),
+    (":", re.compile(rf"(?i)([\"'](?:{_NAMES})[\"']\s*:\s*[\"'])[^\"']+"), rf"\1{REMOVED}"),
     # In a header, as it is sent or as it is printed.
     (
+        "",
         re.compile(
             r"(?i)((?:authorization|x-api-key|x-goog-api-key|api-key|cookie|set-cookie)[\"']?\s*[:=,]\s*(?:b?[\"'])?)"
             r"[^\"'\r\n]+"
         ),
         rf"\1{REMOVED}",
     ),
-    (re.compile(r"(?i)\b(bearer|basic|token)\s+[A-Za-z0-9._~+/=-]{12,}"), rf"\1 {REMOVED}"),
+    ("", re.compile(r"(?i)\b(bearer|basic|token)\s+[A-Za-z0-9._~+/=-]{12,}"), rf"\1 {REMOVED}"),
     # user:password in an address.
-    (re.compile(r"(://)[^/\s:@\"']+:[^/\s@\"']+@"), rf"\1{REMOVED}@"),
+    ("://", re.compile(r"(://)[^/\s:@\"']+:[^/\s@\"']+@"), rf"\1{REMOVED}@"),
     # Keys that tell what they are, and JSON web tokens.
     (
+        "",
         re.compile(r"\b(?:sk|pk|rk|vk|xai|gsk|hf|nvapi|gh[pousr]|github_pat|AKIA|ASIA|AIza)[-_]?[A-Za-z0-9_-]{16,}"),
         REMOVED,
     ),
-    (re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"), REMOVED),
+    ("eyJ", re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"), REMOVED),
 )
 
 
 def known(value: str) -> None:
     """Take this out of everything that is logged from now on, as it is, base64 and URL-encoded."""
+    global _generation
     if len(value) < _SHORTEST or value in _forms:
         return
     _forms[value] = forms(value)
+    for beginning in _beginnings(_forms[value]):
+        _by_beginning[beginning] = (*_by_beginning.get(beginning, ()), value)
+    _generation = next(_generations)
     while len(_forms) > _KEPT:
-        _forms.popitem(last=False)
+        _forget(*_forms.popitem(last=False))
+
+
+def _beginnings(of: tuple[str, ...]) -> set[str]:
+    return {form[:_SHORTEST] for form in of}
+
+
+def _forget(value: str, of: tuple[str, ...]) -> None:
+    for beginning in _beginnings(of):
+        left = tuple(other for other in _by_beginning.get(beginning, ()) if other != value)
+        if left:
+            _by_beginning[beginning] = left
+        else:
+            _by_beginning.pop(beginning, None)
+
+
+def generation() -> int:
+    """Give a number that changes when another secret becomes known: what was redacted before may hold it."""
+    return _generation
 
 
 def forms(value: str) -> tuple[str, ...]:
@@ -78,10 +109,11 @@ def _encodings(value: str) -> Iterator[str]:
     yield value
     yield value.encode("unicode_escape").decode()
     yield json.dumps(value)[1:-1]
-    yield quote(value)
-    yield quote(value, safe="")
-    yield quote_plus(value)
+    yield json.dumps(value)[1:-1].replace("/", "\\/")  # as PHP writes it
     data = value.encode(errors="surrogatepass")
+    for encoded in (quote(data), quote(data, safe=""), quote_plus(data)):
+        yield encoded
+        yield _ESCAPE.sub(lambda found: found[0].lower(), encoded)  # RFC 3986 section 2.1: both are the same
     # Base64 of a longer text (`user:password`) holds the secret at one of three offsets; its edges are shared.
     for offset in range(3):
         cut = data[(3 - offset) % 3 :]
@@ -103,11 +135,30 @@ def holds_secret(text: str, credential: Credential | None) -> bool:
 
 def redact(text: str) -> str:
     """Give the text without what is known to be secret and without what looks like it."""
-    for forms in list(_forms.values()):
-        for form in forms:
+    for value in _in(text):
+        for form in _forms.get(value, ()):
             text = text.replace(form, REMOVED)
-    for pattern, replacement in _PATTERNS:
-        text = pattern.sub(replacement, text)
+    for mark, pattern, replacement in _PATTERNS:
+        if mark in text:
+            text = pattern.sub(replacement, text)
+    return text
+
+
+def _in(text: str) -> list[str]:
+    """Give the secrets that may be in the text, in the order in which they became known."""
+    if not _by_beginning:
+        return []
+    pieces = {text[i : i + _SHORTEST] for i in range(len(text) - _SHORTEST + 1)}
+    found = {value for piece in pieces & _by_beginning.keys() for value in _by_beginning.get(piece, ())}
+    return [value for value in list(_forms) if value in found] if found else []
+
+
+def without_beginning(text: str) -> str:
+    """Take away the end of a text that was cut, where it is how a known secret begins."""
+    for length in range(max(map(len, itertools.chain(*_forms.values())), default=0) - 1, _SHORTEST - 1, -1):
+        end = text[-length:]
+        if any(form.startswith(end) for v in _by_beginning.get(end[:_SHORTEST], ()) for form in _forms.get(v, ())):
+            return text[:-length] + REMOVED
     return text
 
 
@@ -135,6 +186,7 @@ def set_up(*, level: str = "warning", file: str | None = None, stream: TextIO | 
         restore_hooks()
         Secret.heard_by = None
         _forms.clear()
+        _by_beginning.clear()
         root.removeHandler(handler)
         root.setLevel(before)
         if file is not None:

@@ -34,7 +34,7 @@ class Setting:
     """One documented key. `*` in it stands for a name of the user's choice; such a key is read from the file only."""
 
     key: str
-    kind: Literal["text", "path", "choice", "seconds", "words"]
+    kind: Literal["text", "path", "choice", "seconds", "count", "port", "words"]
     default: Value
     description: str
     options: tuple[str, ...] = ()
@@ -91,6 +91,24 @@ SETTINGS = (
         description="Program and arguments that print the key, for the key source `command`.",
     ),
     Setting(
+        key="gateway.host",
+        kind="text",
+        default="127.0.0.1",
+        description="Address that the gateway listens on. What is not loopback is open to the network, in plain HTTP.",
+    ),
+    Setting(
+        key="gateway.port",
+        kind="port",
+        default=4380,
+        description="Port that the gateway listens on; 0 takes any free one.",
+    ),
+    Setting(
+        key="gateway.idle_exit_seconds",
+        kind="seconds",
+        default=14400,
+        description="A gateway that `up` started ends after so long without a request, where no valet key lives.",
+    ),
+    Setting(
         key="log.level",
         kind="choice",
         default="warning",
@@ -102,6 +120,24 @@ SETTINGS = (
         kind="path",
         default=None,
         description="A file to log to, made with mode 0600, in place of standard error.",
+    ),
+    Setting(
+        key="trace.keep_days",
+        kind="count",
+        default=14,
+        description="For how many days the gateway's trace keeps a request.",
+    ),
+    Setting(
+        key="trace.max_rows",
+        kind="count",
+        default=1_000_000,
+        description="How many requests the trace keeps at most; a million take some 200 MB.",
+    ),
+    Setting(
+        key="trace.otlp_endpoint",
+        kind="text",
+        default=None,
+        description="The OpenTelemetry collector (OTLP over HTTP) that gets a span for each request.",
     ),
     Setting(
         key="display.color",
@@ -174,6 +210,10 @@ def checked(setting: Setting, value: object, place: str, folder: Path, environ: 
             return value
         case "seconds" if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 86400:
             return value
+        case "count" if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 10**9:
+            return value
+        case "port" if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535:
+            return value
         case "words" if isinstance(value, list) and all(isinstance(word, str) for word in value):
             return tuple(value)
     raise ConfigError(f"{place} has a value that cannot be used", hint=f"give it {_wanted(setting)}")
@@ -185,6 +225,10 @@ def _wanted(setting: Setting) -> str:
             return f"one of: {', '.join(setting.options)}"
         case "seconds":
             return "a number of seconds, more than 0 and at most 86400"
+        case "count":
+            return "a whole number, at least 1 and at most a thousand million"
+        case "port":
+            return "a whole number from 0 to 65535"
         case "words":
             return 'a list of texts, such as ["program", "argument"]'
         case "path":
@@ -201,6 +245,10 @@ def from_variable(setting: Setting, variable: str, given: str, environ: Mapping[
             value = float(given) if "." in given else int(given)
         except ValueError:
             value = None
+    elif setting.kind == "count":
+        value = int(given) if given.isascii() and given.isdigit() and len(given) <= 10 else None
+    elif setting.kind == "port":
+        value = int(given) if given.isascii() and given.isdigit() else None
     elif setting.kind == "words":
         import shlex
 

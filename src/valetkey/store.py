@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -180,6 +180,14 @@ class Store(Protocol):
 
     def delete_document(self, kind: str, id: str) -> bool:
         """Remove one."""
+        ...
+
+    def watch(self) -> Callable[[], int]:
+        """Give a function that gives another number once anybody, in any process, has committed a change.
+
+        It takes microseconds, so that it can be asked often, and opens no record. Now and then it gives another number
+        where nothing was changed.
+        """
         ...
 
     def close(self) -> None:

@@ -429,6 +429,48 @@ def test_documents_are_kept_and_listed_newest_first(reopen: Reopen) -> None:
     assert store.documents("models") == [("a@b/c", "elsewhere", NOW)]
 
 
+def _changes(ref: CredentialRef) -> list[tuple[str, Callable[[Store], object]]]:
+    record = Record(ref=ref, credential=CREDENTIALS[0])
+    document = Document(kind="valet-key", id="1", title="t", body="{}", updated_at=NOW)
+    intent = Intent(generation=1, started_at=NOW, refresh_token_hash="00")
+    return [
+        ("save", lambda store: store.save(record)),
+        ("mark", lambda store: store.mark(ref, generation=1, health=Health.NEEDS_LOGIN)),
+        ("begin_intent", lambda store: store.begin_intent(ref, intent)),
+        ("clear_intent", lambda store: store.clear_intent(ref, generation=1)),
+        ("set_default_account", lambda store: store.set_default_account(ref)),
+        ("set_setting", lambda store: store.set_setting("default_model", "acme/small")),
+        ("put_document", lambda store: store.put_document(document)),
+        ("delete_document", lambda store: store.delete_document("valet-key", "1")),
+        ("delete", lambda store: store.delete(ref)),
+    ]
+
+
+def test_a_watch_sees_each_change_by_itself_and_by_others_once(reopen: Reopen) -> None:
+    mine, other = reopen(), reopen()
+    mine.save(Record(ref=REF, credential=CREDENTIALS[0]))
+    watch = mine.watch()
+    seen = watch()
+    for store, ref in ((mine, WORK), (other, OTHER)):
+        for name, change in _changes(ref):
+            change(store)
+            assert watch() != seen, name
+            seen = watch()
+            assert watch() == seen, name
+
+
+def test_reading_is_no_change_and_two_watches_are_apart(reopen: Reopen) -> None:
+    store = reopen()
+    store.save(Record(ref=REF, credential=CREDENTIALS[0]))
+    first, second = store.watch(), reopen().watch()
+    seen = first(), second()
+    store.load(REF), store.accounts(), store.documents("valet-key"), store.setting("default_model")
+    assert (first(), second()) == seen
+    store.set_setting("default_model", "acme/small")
+    assert first() != seen[0]
+    assert second() != seen[1]
+
+
 @pytest.mark.parametrize(
     ("kind", "id"), [("", "a"), ("A", "a"), ("a|b", "a"), ("a", ""), ("a", "b|c"), ("a", "\x00"), ("a", "x" * 10_000)]
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -43,6 +43,7 @@ class MemoryStore:
         self._settings: dict[str, str] = {}
         self._documents: dict[tuple[str, str], Document] = {}
         self._held: set[str] = set()
+        self._changes = 0
 
     def load(self, ref: CredentialRef) -> Record | None:
         with self._guard:
@@ -63,6 +64,7 @@ class MemoryStore:
                 created_at=now if old is None else old.created_at,
                 updated_at=now,
             )
+            self._changes += 1
             self._records[ref] = saved
             self._intents.pop(ref, None)
             if old is None:
@@ -76,6 +78,7 @@ class MemoryStore:
             old = self._records.get(ref)
             if old is None or old.generation != generation:
                 return False
+            self._changes += 1
             self._records[ref] = replace(old, health=health, reason=reason, retry=retry)
             return True
 
@@ -85,6 +88,7 @@ class MemoryStore:
             self._intents.pop(ref, None)
             if old is None:
                 return False
+            self._changes += 1
             self._past[ref] = old.generation
             if self._defaults.get(ref.provider) == ref.account:
                 del self._defaults[ref.provider]
@@ -118,6 +122,7 @@ class MemoryStore:
                     hint=f"run `valetkey login {ref.provider}`",
                     provider=ref.provider,
                 )
+            self._changes += 1
             self._defaults[ref.provider] = ref.account
 
     def try_lock(self, name: str) -> MemoryLock | None:
@@ -129,6 +134,7 @@ class MemoryStore:
 
     def begin_intent(self, ref: CredentialRef, intent: Intent) -> None:
         with self._guard:
+            self._changes += 1
             self._intents[ref] = intent
 
     def intent(self, ref: CredentialRef) -> Intent | None:
@@ -139,6 +145,7 @@ class MemoryStore:
         with self._guard:
             intent = self._intents.get(ref)
             if intent is not None and intent.generation == generation:
+                self._changes += 1
                 del self._intents[ref]
 
     def setting(self, name: str) -> str | None:
@@ -147,6 +154,7 @@ class MemoryStore:
 
     def set_setting(self, name: str, value: str | None) -> None:
         with self._guard:
+            self._changes += 1
             if value is None:
                 self._settings.pop(name, None)
             else:
@@ -155,6 +163,7 @@ class MemoryStore:
     def put_document(self, document: Document) -> None:
         check_document_name(document.kind, document.id)
         with self._guard:
+            self._changes += 1
             self._documents[document.kind, document.id] = document
 
     def document(self, kind: str, id: str) -> Document | None:
@@ -171,7 +180,11 @@ class MemoryStore:
 
     def delete_document(self, kind: str, id: str) -> bool:
         with self._guard:
+            self._changes += 1
             return self._documents.pop((kind, id), None) is not None
+
+    def watch(self) -> Callable[[], int]:
+        return lambda: self._changes
 
     def close(self) -> None:
         """Let go of nothing."""

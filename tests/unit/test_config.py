@@ -175,7 +175,7 @@ def test_a_key_that_nothing_documents_cannot_be_asked_for(home: Path) -> None:
 
 def test_the_document_and_the_table_say_the_same() -> None:
     rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \| ([^|]+) \| (.+) \|$", DOCUMENT.read_text(), re.MULTILINE)
-    kinds = {"text": "text", "path": "path", "seconds": "seconds", "words": "list of texts"}
+    kinds = {"text": "text", "path": "path", "seconds": "seconds", "count": "whole number", "words": "list of texts"}
     expected = []
     for setting in SETTINGS:
         kind = " or ".join(f"`{o}`" for o in setting.options) if setting.kind == "choice" else kinds[setting.kind]

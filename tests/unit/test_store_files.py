@@ -337,6 +337,43 @@ def test_a_store_that_was_removed_under_an_open_one_is_made_anew(home: Path) -> 
     store.close()
 
 
+def test_a_watch_sees_that_the_file_was_replaced(home: Path) -> None:
+    store = opened(home)
+    fill(store, 1)
+    watch = store.watch()
+    seen = watch()
+    assert watch() == seen
+    aside = home / "aside"
+    aside.mkdir()
+    for path in list(home.glob("valetkey.db*")):
+        path.rename(aside / path.name)
+    assert watch() != seen, "it was moved away"
+    seen = watch()
+    for path in list(home.glob("valetkey.db*")):
+        path.unlink()
+    for path in list(aside.iterdir()):
+        path.rename(home / path.name)
+    assert watch() != seen, "and it was put back"
+    seen = watch()
+    opened(home).set_setting("default_model", "acme/small")
+    assert watch() != seen
+
+
+def test_a_watch_goes_on_in_a_forked_child(home: Path) -> None:
+    store = opened(home)
+    fill(store, 1)
+    watch = store.watch()
+    seen = watch()
+
+    def child() -> None:
+        before = watch()
+        opened(home).set_setting("default_model", "acme/small")
+        assert watch() != before
+
+    assert in_child(child) == 0
+    assert watch() != seen
+
+
 def test_a_store_that_a_newer_version_took_over_is_not_written_any_more(home: Path) -> None:
     store = opened(home)
     fill(store, 1)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
 
+from valetkey import serving
 from valetkey.cli.frame import State, command, stop
 from valetkey.cli.output import until
 from valetkey.credential import CredentialRef, Health
-from valetkey.errors import UsageError
+from valetkey.errors import UsageError, ValetkeyError
 
 if TYPE_CHECKING:
     from valetkey.account_state import AccountState
@@ -25,6 +28,7 @@ _COLORS = {
     Health.EXPIRING.value: "yellow",
     Health.UNCERTAIN.value: "yellow",
     Health.UNREACHABLE.value: "yellow",
+    Health.LOCKED.value: "yellow",
     Health.EXPIRED.value: "red",
     Health.NEEDS_LOGIN.value: "red",
 }
@@ -43,6 +47,8 @@ def list_accounts(state: State, *, show_all: bool, limit: int | None, after: str
     from valetkey import sdk
 
     found = sdk.accounts(after=_ref(after), limit=limit or _PAGE, broker=state.broker)
+    if (gateway := serving.running(str(state.paths.home))) is not None and gateway["locked"]:
+        found = _locked(found)
     stored = [a for a in found if a.source == "stored"]
     following = str(stored[-1].ref) if len(stored) == (limit or _PAGE) else None
     others = [i for i in state.catalogue.ids() if i not in {a.ref.provider for a in found}] if show_all else []
@@ -74,11 +80,19 @@ def list_accounts(state: State, *, show_all: bool, limit: int | None, after: str
 def status(state: State, *, name: str | None) -> None:
     """Ask each provider now whether the account is good, and show who it is, its plan, source, expiry and health.
 
+    Says too whether the gateway runs, and where. While it is locked, nobody is asked.
+
     Exit status 3 when one of them needs a login, else 1 when one could not be asked.
     """
-    found = state.run(_check_all(state, _names(state, name)))
-    state.progress("")
-    state.emit({"gateway": None, "web": None, "accounts": [a.as_dict() for a in found]})
+    gateway = _gateway(state)
+    if gateway is not None and gateway["locked"]:
+        from valetkey import sdk
+
+        found = _locked(_chosen(sdk.accounts(limit=_PAGE, broker=state.broker), _names(state, name)))
+    else:
+        found = state.run(_check_all(state, _names(state, name)))
+        state.progress("")
+    state.emit({"gateway": gateway, "web": None, "accounts": [a.as_dict() for a in found]})
     if found:
         state.table(_HEADINGS, _rows(found, state.clock.now()), colors=_COLORS)
     else:
@@ -88,7 +102,53 @@ def status(state: State, *, name: str | None) -> None:
             state.say(f"{account.ref}: {account.reason}")
             if account.health in (Health.NEEDS_LOGIN, Health.EXPIRED):
                 state.say(f"  run `valetkey login {account.ref.provider} --account {account.ref.account}`")
+    _say_gateway(state, gateway)
     stop(_status_of(found))
+
+
+# --- the gateway -----------------------------------------------------------------------------
+
+# What the gateway says when it is asked; what else it is stands in `run/serve.json`.
+_ASKED = ("key_source", "keys", "problems", "active", "approvals", "trace_dropped")
+
+
+def _gateway(state: State) -> dict[str, object] | None:
+    """Give how the gateway is; what it would have to say itself is None where it does not answer."""
+    home = str(state.paths.home)
+    if (about := serving.running(home)) is None:
+        return None
+    try:
+        told = serving.ask(home, "GET", "/status", patience_seconds=5.0)
+    except ValetkeyError as error:
+        state.note(error.message)
+        told = {}
+    return {**about, "locked": told.get("locked", about["locked"]), **{name: told.get(name) for name in _ASKED}}
+
+
+def _say_gateway(state: State, gateway: dict[str, object] | None) -> None:
+    state.say()
+    if gateway is None:
+        state.say("Gateway: does not run (`valetkey up` starts it)")
+        return
+    state.say(f"Gateway: {gateway['url']} (process {gateway['pid']}, version {gateway['version']})")
+    if gateway["locked"]:
+        state.say("  locked: it refuses every request until `valetkey unlock`", fg="red")
+    if gateway["approvals"]:
+        state.say(f"  waiting for a decision: {gateway['approvals']} (`valetkey approvals list`)", fg="yellow")
+    problems = gateway["problems"]
+    if isinstance(problems, dict):
+        for key, reason in problems.items():
+            state.say(f"  the valet key {key} does not count: {reason}", fg="red")
+
+
+def _locked(found: Sequence[AccountState]) -> list[AccountState]:
+    """Give them as they are while the gateway may not open the store; what the environment holds is as it was."""
+    reason = "the store is locked: run `valetkey unlock`"
+    return [replace(a, health=Health.LOCKED, reason=reason) if a.source == "stored" else a for a in found]
+
+
+def _chosen(found: Sequence[AccountState], names: Sequence[str]) -> list[AccountState]:
+    return [a for a in found if a.source == "stored" and (str(a.ref) in names or a.ref.provider in names)]
 
 
 def _names(state: State, name: str | None) -> list[str]:

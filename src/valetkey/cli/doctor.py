@@ -1,7 +1,7 @@
 """`doctor`: looks at what a credential goes through, layer by layer, and names the one that fails.
 
 The exit status says which failed first: 10 home, 11 settings, 12 providers, 13 store, 14 key, 15 name resolution,
-16 TLS, 17 connection, 18 clock, 19 account.
+16 TLS, 17 connection, 18 clock, 19 account, 20 gateway.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ LAYERS = {
     "connection": 17,
     "clock": 18,
     "account": 19,
+    "gateway": 20,
 }
 _ASK_SECONDS = 10.0
 # Servers date tokens by their own clock and allow a minute or two (RFC 7519 section 4.1.4: "a few minutes").
@@ -78,7 +79,7 @@ def doctor(state: State, *, offline: bool) -> None:
     """Look at what a credential goes through, layer by layer, and name the one that fails.
 
     Exit status: 0 all is well, else 10 home, 11 settings, 12 providers, 13 store, 14 key, 15 name resolution, 16 TLS,
-    17 connection, 18 clock, 19 account, whichever comes first.
+    17 connection, 18 clock, 19 account, 20 gateway, whichever comes first.
     """
     found: list[Finding] = []
     for finding in _findings(state, offline=offline):
@@ -126,6 +127,7 @@ def _findings(state: State, *, offline: bool) -> Iterator[Finding]:
     if store.error is not None:
         return
     yield _key(state)
+    yield _gateway(state)
     if not offline:
         yield from _online(state)
 
@@ -199,6 +201,39 @@ def _key(state: State) -> Finding:
         )
         return Finding(layer="store", subject=str(state.paths.database), error=damaged)
     return Finding(layer="key", subject="key source", detail=f"{kind}, opens every record", notice=notice)
+
+
+def _gateway(state: State) -> Finding:
+    """Look whether it runs, answers and is of this version; where it does not run, whether its port is free."""
+    import valetkey
+    from valetkey import serving
+
+    home = str(state.paths.home)
+    try:
+        about = serving.running(home)
+        if about is None:
+            notice = _port_taken(state)
+            return Finding(layer="gateway", subject="not running", detail="`valetkey up` starts it", notice=notice)
+        told = serving.ask(home, "GET", "/status", patience_seconds=_ASK_SECONDS)
+    except ValetkeyError as error:
+        return Finding(layer="gateway", subject="control socket", error=error)
+    notices = ["the store is locked: run `valetkey unlock`"] if told["locked"] else []
+    if about["version"] != valetkey.__version__:
+        notices.append(f"it is of version {about['version']}, this is {valetkey.__version__}: run `valetkey up`")
+    notices += [f"the valet key {key} does not count: {reason}" for key, reason in told["problems"].items()]
+    detail = f"process {about['pid']}, version {about['version']}"
+    return Finding(layer="gateway", subject=about["url"], detail=detail, notice="; ".join(notices))
+
+
+def _port_taken(state: State) -> str:
+    import socket
+
+    host, port = state.config.text("gateway.host") or "", state.config.port("gateway.port")
+    try:
+        socket.create_server((host, port), reuse_port=False).close()
+    except OSError as error:
+        return f"it could not listen on {host}, port {port}: {(error.strerror or str(error)).lower()}"
+    return ""
 
 
 # --- out there -------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """`valetkey token NAME`: the credential on stdout, in milliseconds.
 
 Other tools call it before each request, so `fast` imports no click, no asyncio and no HTTP client. It answers only
-what is simple: a stored login that is fresh, under a key file. For everything else it gives way to `token.py`.
+what is simple: a stored login that is fresh, under a key file, or one that the running gateway gives: that holds the
+store's key where another key source would ask for it, and renews. For everything else it gives way to `token.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ __all__ = ["fast"]
 
 # What a program that a closed pipe killed ends with: 128 + SIGPIPE.
 _PIPE_CLOSED = 141
+# A renewal may take 20 s; behind that the whole command looks for itself.
+_PATIENCE_SECONDS = 25.0
 
 
 def fast(argv: list[str]) -> int | None:
@@ -28,13 +31,15 @@ def fast(argv: list[str]) -> int | None:
     home = os.environ.get("VALETKEY_HOME") or os.path.join(os.path.expanduser("~"), ".valetkey")
     if (at and not account) or (not at and _folders_decide(home)):
         return None
-    from valetkey.stores.quick import quick_record
+    value = None
+    if os.path.exists(os.path.join(home, "store.key")):
+        from valetkey.stores.quick import quick_record
 
-    record = quick_record(home, provider, account or None)
-    value = _usable(record) if record is not None else None
+        record = quick_record(home, provider, account or None)
+        value = _usable(record) if record is not None else None
     if value is None:
-        return None
-    return _print(value)
+        value = _from_gateway(home, argv[1])
+    return None if value is None else _print(value)
 
 
 def _print(value: str) -> int:
@@ -50,6 +55,20 @@ def _print(value: str) -> int:
         sys.stderr.write("valetkey: hint: check where standard output goes, and the free space there\n")
         return 1
     return 0
+
+
+def _from_gateway(home: str, name: str) -> str | None:
+    """Give what the running gateway gives; None where there is none, or it has an error to tell."""
+    if not os.path.exists(os.path.join(home, "run", "serve.json")):
+        return None
+    from valetkey import serving
+    from valetkey.errors import ValetkeyError
+
+    try:
+        answer = serving.ask(home, "POST", "/token", {"name": name}, patience_seconds=_PATIENCE_SECONDS)
+    except (ValetkeyError, OSError):
+        return None
+    return _text(answer.get("token"))
 
 
 def _folders_decide(home: str) -> bool:

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-__all__ = ["ago", "plain", "plain_json", "table", "until", "width_of"]
+__all__ = ["ago", "fitted", "plain", "plain_json", "table", "until", "width_of"]
 
 # Text from a server must not move the cursor, colour the screen or change the title of a terminal.
 # Half a character, which JSON can name, cannot be written at all.
@@ -42,10 +42,11 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, width: int 
         room = width - len(_GAP) * (len(widths) - 1)
         while sum(widths) > room and max(widths) > _MINIMUM:
             widths[widths.index(max(widths))] -= 1
-    return [_GAP.join(_cell(cell, widths[i]) for i, cell in enumerate(row)).rstrip() for row in lines]
+    return [_GAP.join(fitted(cell, widths[i]) for i, cell in enumerate(row)).rstrip() for row in lines]
 
 
-def _cell(text: str, width: int) -> str:
+def fitted(text: str, width: int) -> str:
+    """Give `text` in exactly `width` cells: cut with an ellipsis, or filled up."""
     if width_of(text) > width:
         kept = ""
         for character in text:

@@ -229,13 +229,13 @@ class State:
 
         return logins(self.broker)
 
-    def start_log(self) -> None:
-        """Log as the settings say, without secrets. Broken settings are told by whoever needs them."""
+    def start_log(self, *, file: str | None = None) -> None:
+        """Log as the settings say, else to `file`, without secrets. Broken settings are told by whoever needs them."""
         from valetkey.log import set_up
 
-        level, file = "warning", None
+        level = "warning"
         with suppress(ConfigError):
-            level, file = self.config.text("log.level") or level, self.config.text("log.file")
+            level, file = self.config.text("log.level") or level, self.config.text("log.file") or file
         self._stop_log()
         self._stop_log = set_up(level="debug" if self.verbose else level, file=file)
 

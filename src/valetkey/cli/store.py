@@ -11,7 +11,7 @@ from valetkey.cli.frame import State, command, group, stop
 from valetkey.credential import Secret
 from valetkey.errors import StoreLocked, UsageError
 
-__all__ = ["store"]
+__all__ = ["read_passphrase", "store"]
 
 _KINDS = ("keychain", "passphrase", "key-file", "command")
 
@@ -48,7 +48,7 @@ def source(state: State, *, kind: str | None, passphrase_file: str | None) -> No
     if kind is not None:
         state.store.keys.ready()
         if kind == "passphrase":
-            new = _passphrase(state, passphrase_file, "New passphrase of the store")
+            new = read_passphrase(state, passphrase_file, "New passphrase of the store")
             change_source(state.store, Passphrase(lambda: new))
         else:
             change_source(state.store, kind)
@@ -67,7 +67,7 @@ def backup(state: State, *, file: Path, passphrase_file: str | None) -> None:
     """Write the whole store to a new file that a passphrase opens, on any machine."""
     from valetkey.stores.backup import backup as write
 
-    write(state.store, file, _passphrase(state, passphrase_file, "Passphrase of the backup"))
+    write(state.store, file, read_passphrase(state, passphrase_file, "Passphrase of the backup"))
     state.emit({"file": str(file)})
     state.say(f"Written to {file}. Without the passphrase nobody opens it, you neither.")
 
@@ -84,7 +84,7 @@ def restore(state: State, *, file: Path, passphrase_file: str | None, force: boo
     aside = put_back(
         state.paths,
         file,
-        _passphrase(state, passphrase_file, "Passphrase of the backup", new=False),
+        read_passphrase(state, passphrase_file, "Passphrase of the backup", new=False),
         clock=state.clock,
         sources=sources(
             state.paths,
@@ -116,7 +116,7 @@ def restore(state: State, *, file: Path, passphrase_file: str | None, force: boo
         )
 
 
-def _passphrase(state: State, path: str | None, label: str, *, new: bool = True) -> Secret:
+def read_passphrase(state: State, path: str | None, label: str, *, new: bool = True) -> Secret:
     """Read it from a file or standard input, or ask; a new one is typed twice. Raises: UsageError, StoreLocked."""
     if path == "-":
         text = "" if sys.stdin is None else sys.stdin.readline()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
+from valetkey import serving
 from valetkey.cli.frame import State, command
 from valetkey.credential import expires_at_of, secrets_of
-from valetkey.errors import NotForThisUse, NotLoggedIn
+from valetkey.errors import GatewayDown, NotForThisUse, NotLoggedIn, StoreLocked, WrongKey
 
 __all__ = ["token"]
 
@@ -15,6 +16,11 @@ __all__ = ["token"]
 @click.argument("name", metavar="PROVIDER[@ACCOUNT]")
 def token(state: State, *, name: str) -> None:
     """Print a fresh credential, for a program that asks before each request."""
+    if (told := _from_gateway(state, name)) is not None:
+        state.emit(told)
+        if not state.json:
+            click.echo(told["token"])
+        return
     access = state.run(state.broker.access(name, use="token"))
     if access.credential is None:
         raise NotLoggedIn(
@@ -43,3 +49,23 @@ def token(state: State, *, name: str) -> None:
         )
         return
     click.echo(value)
+
+
+def _from_gateway(state: State, name: str) -> dict[str, object] | None:
+    """Give what the running gateway gives, where it holds a key that this process would have to ask for.
+
+    None where there is no gateway, or where it has nothing stored: the environment may have. Raises: what it raised.
+    """
+    home = str(state.paths.home)
+    if serving.running(home) is None or state.store.source_kind() in (None, "key-file"):
+        return None
+    # By its account: which one serves is for this folder to say.
+    name = str(state.broker.resolve(name))
+    try:
+        return serving.ask(home, "POST", "/token", {"name": name})
+    except (GatewayDown, NotLoggedIn):
+        return None
+    except (StoreLocked, WrongKey):
+        if not state.interactive and not state.environ.get("VALETKEY_PASSPHRASE_FILE"):
+            raise  # it says how to unlock it; here nobody could be asked
+        return None

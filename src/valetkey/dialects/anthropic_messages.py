@@ -10,7 +10,7 @@ from valetkey.dialects.openai_chat import listed_models
 from valetkey.dialects.reading import counted, decoded, error_in, expected, fields, worded
 from valetkey.errors import UnclearAnswer
 
-__all__ = ["AnthropicMessages"]
+__all__ = ["AnthropicMessages", "usage_in"]
 
 # The API requires a limit; this one no model is too small for.
 DEFAULT_MAX_TOKENS = 4096
@@ -53,10 +53,10 @@ class AnthropicMessages:
                 delta = fields(content.get("delta"))
                 return Part(text=worded(delta.get("text")) if delta.get("type") == "text_delta" else "")
             case "message_start":
-                return Part(usage=_usage(fields(content.get("message")).get("usage")))
+                return Part(usage=usage_in(fields(content.get("message")).get("usage")))
             case "message_delta":
                 reason = fields(content.get("delta")).get("stop_reason")
-                return Part(usage=_usage(content.get("usage")), end=_end(reason))
+                return Part(usage=usage_in(content.get("usage")), end=_end(reason))
             case "message_stop":
                 return Part(done=True)
             case "error":
@@ -75,7 +75,7 @@ class AnthropicMessages:
             raise UnclearAnswer("the answer has no content", hint="check the provider's base_url and dialect")
         text = "".join(worded(b.get("text")) for b in map(fields, blocks) if b.get("type") == "text")
         end = _end(message.get("stop_reason")) or "stop"
-        return Part(text=text, usage=_usage(message.get("usage")), end=end, done=True)
+        return Part(text=text, usage=usage_in(message.get("usage")), end=end, done=True)
 
 
 def _end(reason: object) -> End | None:
@@ -88,7 +88,8 @@ def _end(reason: object) -> End | None:
             return "stop" if worded(reason) else None
 
 
-def _usage(value: object) -> Usage | None:
+def usage_in(value: object) -> Usage | None:
+    """Read the counts that stand in `usage`; None where there are none."""
     counts = fields(value)
     return (
         None if not counts else Usage(input_tokens=_input(counts), output_tokens=counted(counts.get("output_tokens")))

@@ -10,7 +10,7 @@ from valetkey.dialect import End, Message, Model, Part, Question, Usage
 from valetkey.dialects.reading import counted, decoded, error_in, expected, fields, listed, worded
 from valetkey.errors import UnclearAnswer
 
-__all__ = ["Gemini"]
+__all__ = ["Gemini", "usage_in"]
 
 
 class Gemini:
@@ -80,7 +80,7 @@ def _part(chunk: Mapping[str, object]) -> Part:
         end = _end(candidate.get("finishReason"))
     if worded(fields(chunk.get("promptFeedback")).get("blockReason")):
         end = "refusal"
-    return Part(text=text, usage=_usage(chunk.get("usageMetadata")), end=end)
+    return Part(text=text, usage=usage_in(chunk.get("usageMetadata")), end=end)
 
 
 def _end(reason: object) -> End | None:
@@ -94,7 +94,8 @@ def _end(reason: object) -> End | None:
             return "refusal" if worded(reason) else None
 
 
-def _usage(value: object) -> Usage | None:
+def usage_in(value: object) -> Usage | None:
+    """Read the counts that stand in `usageMetadata`; None where there are none."""
     counts = fields(value)
     if not counts:
         return None

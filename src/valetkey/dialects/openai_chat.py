@@ -9,7 +9,7 @@ from valetkey.dialect import End, Message, Model, Part, Question, Usage
 from valetkey.dialects.reading import counted, decoded, error_in, expected, fields, listed, worded
 from valetkey.errors import UnclearAnswer
 
-__all__ = ["OpenAIChat"]
+__all__ = ["OpenAIChat", "usage_in"]
 
 
 class OpenAIChat:
@@ -79,7 +79,7 @@ def _part(chunk: Mapping[str, object], holder: str) -> Part:
         said = fields(choice.get(holder))
         text = worded(said.get("content")) or _joined(said.get("content")) or worded(said.get("refusal"))
         end = _end(choice.get("finish_reason"), refused=bool(worded(said.get("refusal"))))
-    return Part(text=text, usage=_usage(chunk.get("usage")), end=end)
+    return Part(text=text, usage=usage_in(chunk.get("usage")), end=end)
 
 
 def _joined(content: object) -> str:
@@ -95,7 +95,8 @@ def _end(reason: object, *, refused: bool) -> End | None:
     return "stop" if worded(reason) else None
 
 
-def _usage(value: object) -> Usage | None:
+def usage_in(value: object) -> Usage | None:
+    """Read the counts that stand in `usage`; None where there are none."""
     counts = fields(value)
     if not counts:
         return None

@@ -10,7 +10,7 @@ from valetkey.dialects.openai_chat import listed_models
 from valetkey.dialects.reading import counted, decoded, error_in, expected, fields, listed, worded
 from valetkey.errors import UnclearAnswer
 
-__all__ = ["OpenAIResponses"]
+__all__ = ["OpenAIResponses", "usage_in"]
 
 
 class OpenAIResponses:
@@ -95,7 +95,7 @@ def _text(response: Mapping[str, object]) -> str:
 def _ended(response: Mapping[str, object]) -> Part:
     if response.get("status") == "failed":
         return error_in(response) or Part(error="failed", done=True)
-    return Part(usage=_usage(response.get("usage")), end=_end(response), done=True)
+    return Part(usage=usage_in(response.get("usage")), end=_end(response), done=True)
 
 
 def _end(response: Mapping[str, object]) -> End:
@@ -115,7 +115,8 @@ def _error(content: Mapping[str, object]) -> Part:
     return Part(error=worded(content.get("code")) or "error", message=worded(content.get("message")), done=True)
 
 
-def _usage(value: object) -> Usage | None:
+def usage_in(value: object) -> Usage | None:
+    """Read the counts that stand in `usage`; None where there are none."""
     counts = fields(value)
     if not counts:
         return None

@@ -4,16 +4,70 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from valetkey.credential import CredentialRef, ExchangedKey
-from valetkey.errors import InvalidBaseUrl, InvalidProvider
+from valetkey.access import check_use, without_credential
+from valetkey.credential import DEFAULT_ACCOUNT, CredentialRef, ExchangedKey, login_command
+from valetkey.errors import InvalidBaseUrl, InvalidProvider, NotLoggedIn
 from valetkey.gateway import pattern
 from valetkey.gateway.decide import Grant
 from valetkey.gateway.pattern import WrongPattern
 from valetkey.inject import reach
 from valetkey.provider import Provider
-from valetkey.store import Record
+from valetkey.providers import Catalogue
+from valetkey.store import Record, Store
 
-__all__ = ["declared", "stored"]
+__all__ = ["declared", "grantable", "granted", "stored"]
+
+
+def grantable(ref: CredentialRef, *, store: Store, catalogue: Catalogue, environ: Mapping[str, str]) -> Grant:
+    """Give the grant of an account that may be granted now: it is stored, or its server wants no credential.
+
+    Raises: NotLoggedIn, NotForThisUse, UnknownProvider, InvalidProvider, RecordDamaged; InvalidParameter and
+    InvalidBaseUrl for what the environment says.
+    """
+    found = _there(ref, store=store, catalogue=catalogue, environ=environ)
+    if found is None:
+        raise NotLoggedIn(
+            f"{ref} cannot be granted: no credential is stored for it",
+            provider=ref.provider,
+            hint=f"run `{login_command(ref)}`",
+        )
+    return found
+
+
+def granted(ref: CredentialRef, *, store: Store, catalogue: Catalogue, environ: Mapping[str, str]) -> Grant:
+    """Give the grant of an account that was granted, logged out or not: whoever asks is then told to log in.
+
+    Raises: as `grantable`; NotLoggedIn only where nobody knows the address without a login.
+    """
+    found = _there(ref, store=store, catalogue=catalogue, environ=environ)
+    found = found or declared(ref, catalogue.get(ref.provider))
+    if found is None:
+        raise NotLoggedIn(
+            f"{ref} is logged out, and nobody knows its address without a login",
+            provider=ref.provider,
+            hint=f"run `{login_command(ref)}`",
+        )
+    return found
+
+
+def _there(ref: CredentialRef, *, store: Store, catalogue: Catalogue, environ: Mapping[str, str]) -> Grant | None:
+    provider, record = catalogue.get(ref.provider), store.load(ref)
+    if record is not None:
+        method = provider.method(record.credential.method)
+        if method is None:
+            raise InvalidProvider(
+                f"{provider.id} has no login {record.credential.method!r} any more",
+                provider=provider.id,
+                hint=f"run `{login_command(ref)}` again",
+            )
+        # Both count: what the login was bound to, and what its provider says by now.
+        restricted = record.restricted or method.standing == "restricted"
+        check_use(ref, method, "gateway", restricted=restricted)
+        return stored(record, provider)
+    open_to_all = without_credential(environ, ref, provider) if ref.account == DEFAULT_ACCOUNT else None
+    if open_to_all is None:
+        return None
+    return _grant(ref, provider, open_to_all.base_url, open_to_all.hosts)
 
 
 def stored(record: Record, provider: Provider) -> Grant:

@@ -14,7 +14,7 @@ from valetkey.errors import ConfigError
 from valetkey.gateway import pattern
 from valetkey.gateway.pattern import Pattern, WrongPattern
 
-__all__ = ["GRANTED_ALONE", "Opening", "Policy", "Rule", "Verdict", "read", "read_file"]
+__all__ = ["GRANTED_ALONE", "Opening", "Policy", "Rule", "Verdict", "read", "read_file", "text_of"]
 
 Verdict = Literal["allow", "deny", "ask"]
 _VERDICTS: tuple[Verdict, ...] = ("allow", "deny", "ask")
@@ -61,6 +61,11 @@ GRANTED_ALONE = Policy(default="allow", other_hosts="deny")
 
 def read_file(path: Path) -> Policy:
     """Read a policy. Raises: ConfigError, naming file, line and key."""
+    return read(text_of(path), file=str(path))
+
+
+def text_of(path: Path) -> str:
+    """Give what stands in the file of a policy. Raises: ConfigError."""
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_FILE_BYTES + 1)
@@ -71,11 +76,10 @@ def read_file(path: Path) -> Policy:
     if len(content) > _MAX_FILE_BYTES:
         raise ConfigError(f"{path} is longer than {_MAX_FILE_BYTES} bytes", hint="name the file of a policy")
     try:
-        text = content.decode()
+        return content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}:{line}: the file is not UTF-8", hint="save it as UTF-8") from None
-    return read(text, file=str(path))
 
 
 def read(text: str, *, file: str) -> Policy:

@@ -13,7 +13,7 @@ from valetkey.stores import modes
 from valetkey.stores.locks import ThreadLock, held
 from valetkey.stores.migrations import APPLICATION_ID, SCHEMA, migrate
 
-__all__ = ["CHANGING", "Database", "Step", "check_version", "connect", "damaged", "no_step", "translated"]
+__all__ = ["CHANGING", "Database", "Step", "Watch", "check_version", "connect", "damaged", "no_step", "translated"]
 
 # The lock that creation, migration, rekey, a change of source and restore hold.
 CHANGING = "the store itself"
@@ -130,6 +130,37 @@ class Database:
         os.rename(fresh, self._path)
         self._step("file in place")
         modes.sync_folder(str(self.paths.home))
+
+
+class Watch:
+    """Counts the changes to a database that it has seen. Its connection is its own: SQLite tells nobody of their own.
+
+    Where the file is replaced, moved away or put back, that is a change too.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._seen: tuple[sqlite3.Connection, int] | None = None
+        self._count = 0
+
+    def __call__(self) -> int:
+        """Give the number of changes so far."""
+        # `reading` without its two context managers, a third of the time that this takes: it is asked all day.
+        with self._database._guard:
+            try:
+                connection = self._database._connected()
+                (version,) = connection.execute("PRAGMA data_version").fetchone()
+            except sqlite3.Error as error:
+                raise _in_our_words(self._database._path, error) from error
+            if self._seen != (connection, version):
+                self._seen = connection, version
+                self._count += 1
+            return self._count
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._database.close()
+        self._seen = None
 
 
 def connect(path: str) -> sqlite3.Connection:

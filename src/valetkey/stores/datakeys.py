@@ -32,12 +32,14 @@ class DataKeys:
         self._sources: dict[str, KeySource] = {}
         self._keys: dict[str, bytes] = {}
         self._unwrapping = ThreadLock()
+        self._locked = False
 
     def ready(self) -> None:
         """See to it that a data key is there and open, outside of any transaction: it may ask for a passphrase."""
         with self._database.reading() as connection:
             row = _newest(connection)
         if row is None:
+            self._check_unlocked()
             with held(self._database.paths.locks, CHANGING):
                 self._make_first()
         elif row[0] not in self._keys:
@@ -54,6 +56,7 @@ class DataKeys:
             return known
         with self._unwrapping:
             if key_id not in self._keys:
+                self._check_unlocked()
                 self._keys[key_id] = self._unwrap(key_id)
             return self._keys[key_id]
 
@@ -95,6 +98,37 @@ class DataKeys:
         """Drop what is open."""
         self._keys.clear()
         self._sources.clear()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether what is stored now can be read without asking anybody; true of a store that has no key yet."""
+        with self._database.reading() as connection:
+            row = _newest(connection)
+        return not self._locked if row is None else row[0] in self._keys
+
+    def lock(self) -> None:
+        """Drop what is open, and open nothing more in this process before `unlock`."""
+        with self._unwrapping:
+            self._locked = True
+            self.forget()
+
+    def unlock(self, source: KeySource | None = None) -> None:
+        """Open the newest key, by `source` where one is given. Raises: StoreLocked, WrongKey; it is locked then."""
+        if not self._locked and self.is_open:
+            return
+        self._locked = False
+        try:
+            if source is not None:
+                self.use(source)
+            if self.source_kind() is not None:
+                self.ready()
+        except BaseException:
+            self.lock()
+            raise
+
+    def _check_unlocked(self) -> None:
+        if self._locked:
+            raise StoreLocked("the store is locked", hint="run `valetkey unlock`")
 
     def _make_first(self) -> None:
         with self._database.reading() as connection:

@@ -15,7 +15,7 @@ from pathlib import Path
 from valetkey.errors import StoreUnwritable
 from valetkey.stores import modes
 
-__all__ = ["FileLock", "ThreadLock", "held", "try_lock"]
+__all__ = ["FileLock", "ThreadLock", "held", "try_lock", "try_lock_file"]
 
 _WAIT_SECONDS = 30.0
 
@@ -75,13 +75,17 @@ def try_lock(folder: Path, name: str) -> FileLock | None:
     """Take the lock of this name, which may hold anything; None when it is held."""
     if not modes.check_folder(str(folder)):
         modes.create_folder(str(folder))
-    path = folder / hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return try_lock_file(folder / hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest())
+
+
+def try_lock_file(path: Path) -> FileLock | None:
+    """Take the lock that this file is; None when it is held. Raises: StoreUnwritable."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         os.fchmod(descriptor, 0o600)
     except OSError as error:
         raise StoreUnwritable(
-            f"the lock file in {folder} cannot be made: {(error.strerror or '').lower()}",
+            f"the lock file in {path.parent} cannot be made: {(error.strerror or '').lower()}",
             hint="make the folder writable, or free some space",
         ) from error
     try:

@@ -13,7 +13,7 @@ from valetkey.errors import StoreLocked, WrongKey
 from valetkey.stores import modes
 from valetkey.stores.seal import KEY_BYTES, unwrap, wrap
 
-__all__ = ["LOG_N", "Passphrase", "derive", "from_environment"]
+__all__ = ["LOG_N", "VARIABLE", "Passphrase", "derive", "from_environment"]
 
 # 128 MiB and about half a second for each guess. OWASP's first choice for scrypt.
 LOG_N = 17
@@ -21,7 +21,7 @@ _R, _P = 8, 1
 # Whoever can write the database must not make us take 100 GB.
 _MAX_LOG_N = 20
 _SALT_BYTES = 16
-_VARIABLE = "VALETKEY_PASSPHRASE_FILE"
+VARIABLE = "VALETKEY_PASSPHRASE_FILE"
 
 
 def derive(passphrase: Secret, salt: bytes, log_n: int) -> bytes:
@@ -92,19 +92,19 @@ def from_environment(environ: Mapping[str, str]) -> Callable[[], Secret]:
     """Give what reads the passphrase from the file that VALETKEY_PASSPHRASE_FILE names (0600; its first line)."""
 
     def ask() -> Secret:
-        path = environ.get(_VARIABLE)
+        path = environ.get(VARIABLE)
         if not path:
             raise StoreLocked(
                 "the store is locked by a passphrase",
-                hint=f"run this on a terminal, or set {_VARIABLE} to a file of mode 0600 that holds it",
+                hint=f"run this on a terminal, or set {VARIABLE} to a file of mode 0600 that holds it",
             )
         try:
             if not modes.check_file(path):
-                raise StoreLocked(f"{path} of {_VARIABLE} is missing", hint=f"set {_VARIABLE} to a file that is there")
+                raise StoreLocked(f"{path} of {VARIABLE} is missing", hint=f"set {VARIABLE} to a file that is there")
             return Secret(Path(path).read_text(encoding="utf-8").splitlines()[0])
         except (OSError, ValueError, IndexError) as error:
             raise StoreLocked(
-                f"{path} of {_VARIABLE} holds no passphrase", hint="put the passphrase into its first line"
+                f"{path} of {VARIABLE} holds no passphrase", hint="put the passphrase into its first line"
             ) from error
 
     return ask

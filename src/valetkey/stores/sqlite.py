@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -13,7 +13,7 @@ from valetkey.credential import CredentialRef, Health
 from valetkey.errors import GenerationConflict, InvalidName, NotLoggedIn, RecordDamaged
 from valetkey.store import Account, Document, Intent, Record, Retry
 from valetkey.stores import rows
-from valetkey.stores.database import Database
+from valetkey.stores.database import Database, Watch
 from valetkey.stores.datakeys import DataKeys
 from valetkey.stores.locks import FileLock, try_lock
 from valetkey.stores.payload import payload_of, time_to
@@ -43,6 +43,7 @@ class SqliteStore:
         self.database = database
         self.keys = keys
         self._clock = clock
+        self._watches: list[Watch] = []
 
     # --- what is the key source, for `login`, `doctor` and `store` -------------------------------
 
@@ -281,8 +282,15 @@ class SqliteStore:
             done = connection.execute("DELETE FROM document WHERE kind = ? AND id = ?", (kind, id))
             return done.rowcount == 1
 
+    def watch(self) -> Callable[[], int]:
+        """Give a function that gives another number once anybody, in any process, has committed a change."""
+        self._watches.append(Watch(Database(self.database.paths)))
+        return self._watches[-1]
+
     def close(self) -> None:
         """Let go of files, connections and keys."""
+        for watch in self._watches:
+            watch.close()
         self.database.close()
         self.keys.forget()
 

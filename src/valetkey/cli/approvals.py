@@ -1,0 +1,71 @@
+"""`approvals`: requests that a policy holds until a person has decided."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from urllib.parse import quote
+
+import click
+
+from valetkey import serving
+from valetkey.cli.frame import State, command, group
+from valetkey.cli.output import ago, until
+
+__all__ = ["approvals"]
+
+
+@group("approvals", short_help="Decide on requests that a policy holds.")
+def approvals(state: State) -> None:
+    """Decide on requests that a policy holds (`ask`). Each waits 180 seconds, then it is refused."""
+
+
+@command("list", short_help="Show what waits for a decision.")
+def list_approvals(state: State) -> None:
+    """Show the requests that wait for a decision, the oldest first."""
+    found = serving.ask(str(state.paths.home), "GET", "/approvals")["approvals"]
+    state.emit({"approvals": found})
+    if not found:
+        state.say("Nothing waits for a decision.")
+        return
+    now = state.clock.now()
+    rows = [
+        (
+            a["id"],
+            a["client"],
+            a["account"] or "-",
+            f"{a['method']} {a['url']}",
+            a["summary"] or "-",
+            ago(_time(a["since"]), now),
+            until(_time(a["until"]), now),
+        )
+        for a in found
+    ]
+    state.table(("ID", "KEY", "ACCOUNT", "REQUEST", "WHAT", "ASKED", "ENDS"), rows)
+
+
+@command("approve", short_help="Let a request through.")
+@click.argument("id")
+def approve(state: State, *, id: str) -> None:
+    """Let a request through, once."""
+    _settle(state, id, approved=True)
+
+
+@command("deny", short_help="Refuse a request.")
+@click.argument("id")
+def deny(state: State, *, id: str) -> None:
+    """Refuse a request."""
+    _settle(state, id, approved=False)
+
+
+def _settle(state: State, id: str, *, approved: bool) -> None:
+    path = f"/approvals/{quote(id, safe='')}"
+    state.emit(serving.ask(str(state.paths.home), "POST", path, {"approve": approved}))
+    state.say(f"{id} is approved." if approved else f"{id} is denied.")
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+for _command in (list_approvals, approve, deny):
+    approvals.add_command(_command)

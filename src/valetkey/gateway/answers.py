@@ -1,0 +1,112 @@
+"""The gateway's own answers: the errors of the whole project as JSON, in the form that AI clients print.
+
+Clients of OpenAI read `error.message`, those of Anthropic want `type: error` around it; both find what they look for.
+"""
+
+from __future__ import annotations
+
+import json
+
+from valetkey.errors import ValetkeyError
+from valetkey.gateway.decide import Refuse
+from valetkey.gateway.message import status_line
+
+__all__ = ["Answer", "failed", "no_key", "of_error", "refused", "too_many"]
+
+_HINTS = {
+    "malformed": "send it in plain HTTP/1.1",
+    "unknown_provider": "use http://HOST:PORT/PROVIDER/… with a provider that the key was granted",
+    "not_granted": "create a key with `valetkey key create --grant` for it",
+    "plain_http": "use https",
+    "address_refused": "grant an account that is for this address",
+    "method_refused": "send it without",
+    "off_limits": "add the line to the policy of the key, if that is what you want",
+    "denied": "add the line to the policy of the key, if that is what you want",
+}
+
+
+class Answer:
+    """A whole answer of our own. `code` goes into the trace as the outcome."""
+
+    __slots__ = ("body", "code", "headers", "status")
+
+    def __init__(self, status: int, code: str, error: dict[str, object], headers: bytes = b"") -> None:
+        self.status = status
+        self.code = code
+        told = {name: value for name, value in error.items() if value is not None}
+        self.body = json.dumps({"type": "error", "error": {"type": f"valetkey_{code}", "code": code, **told}}).encode()
+        self.headers = headers
+
+    def head(self, *, keep_alive: bool) -> bytes:
+        """Write the head."""
+        return (
+            b"%bcontent-type: application/json\r\nx-content-type-options: nosniff\r\n%b%bcontent-length: %d\r\n\r\n"
+            % (
+                status_line(self.status),
+                self.headers,
+                b"" if keep_alive else b"connection: close\r\n",
+                len(self.body),
+            )
+        )
+
+
+def failed(status: int, code: str, message: str, hint: str, *, provider: str | None = None) -> Answer:
+    """Give the answer for what went wrong here or on the way."""
+    return Answer(status, code, {"message": message, "hint": hint, "provider": provider})
+
+
+def of_error(error: ValetkeyError) -> Answer:
+    """Give the answer for an error of ours: 401 where a login helps, else what a gateway says."""
+    status, code = 502, error.code
+    if error.exit_status == 3:
+        status, code = 401, "needs_login"
+    elif error.exit_status == 4:
+        status = 403
+    elif error.code == "connect_timeout":
+        status = 504
+    elif error.code in ("store_locked", "refresh_failed", "refresh_busy"):
+        status = 503
+    fields: dict[str, object] = {"message": error.message, "hint": error.hint, "provider": error.provider}
+    if code != error.code:
+        fields["cause"] = error.code
+    return Answer(status, code, fields)
+
+
+def refused(decision: Refuse) -> Answer:
+    """Give the answer for a decision: the rule, and the line that would allow it."""
+    rule = decision.rule
+    return Answer(
+        decision.status,
+        decision.code,
+        {
+            "message": decision.reason,
+            "hint": _HINTS[decision.code],
+            "provider": None if decision.grant is None else decision.grant.provider,
+            "rule": None if rule is None else {"place": rule.place, "name": rule.name, "text": rule.text},
+            "allow_line": decision.allow_line,
+        },
+    )
+
+
+def no_key(*, proxy: bool, known: bool) -> Answer:
+    """Give the answer to a client that shows no valet key, or none that counts."""
+    what = "is not known, has ended or was revoked" if known else "is missing"
+    hint = "make one with `valetkey key create --grant PROVIDER`"
+    if proxy:
+        hint += ", and put it into the proxy's address: http://x:KEY@HOST:PORT"
+        headers = b'proxy-authenticate: Basic realm="valetkey"\r\n'
+        return Answer(407, "key_refused", {"message": f"the valet key {what}", "hint": hint}, headers)
+    hint += ", and use it where the tool wants its API key"
+    headers = b'www-authenticate: Basic realm="valetkey"\r\n'
+    return Answer(401, "key_refused", {"message": f"the valet key {what}", "hint": hint}, headers)
+
+
+def too_many(wait_seconds: float) -> Answer:
+    """Give the answer to a key that has reached a limit; the wait is rounded up (RFC 9110 section 10.2.3)."""
+    seconds = max(1, int(wait_seconds) + (wait_seconds > int(wait_seconds)))
+    return Answer(
+        429,
+        "limit_reached",
+        {"message": "a limit of this valet key is reached", "hint": f"try again in {seconds} s"},
+        b"retry-after: %d\r\n" % seconds,
+    )

@@ -1,0 +1,331 @@
+"""Connections of clients: requests are parsed, queued in their order, and answered in it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from valetkey.gateway.answers import failed
+from valetkey.gateway.exchange import Exchange, Repeat
+from valetkey.gateway.message import MAX_HEAD_BYTES, REQUEST_LINE, Header
+
+if TYPE_CHECKING:
+    from valetkey.gateway.plan import Tunnel
+    from valetkey.gateway.server import Gateway
+
+__all__ = ["ClientConnection"]
+
+log = logging.getLogger(__name__)
+
+# A body that is not wanted yet stops the reading at this.
+_MAX_WAITING_BYTES = 64 * 1024
+
+
+class ClientConnection(asyncio.Protocol):
+    """One connection of a client. `queue[0]` is being answered; later requests wait."""
+
+    __slots__ = (
+        "_headers",
+        "_in_head",
+        "_lengths",
+        "_line",
+        "_parser",
+        "_paused_by",
+        "_receiving",
+        "_seen",
+        "_stopped",
+        "_url",
+        "closing",
+        "deadline",
+        "gateway",
+        "half_closed",
+        "last",
+        "queue",
+        "relaying",
+        "transport",
+        "tunnel",
+    )
+
+    def __init__(self, gateway: Gateway, tunnel: Tunnel | None = None) -> None:
+        self.gateway = gateway
+        self.tunnel = tunnel
+        self.transport: asyncio.Transport | None = None
+        self.queue: deque[Exchange] = deque()
+        self.deadline = 0.0
+        self.closing = False
+        self.half_closed = False
+        self.relaying = False
+        # The last request that was sent on: most clients send the same head again, but for its length.
+        self.last: Repeat | None = None
+        self._parser: httptools.HttpRequestParser | None = None
+        self._receiving: Exchange | None = None
+        self._url = b""
+        self._headers: list[Header] = []
+        self._lengths: list[bytes] = []
+        # Bytes of a request line that is not whole yet; None while inside a message.
+        self._line: bytes | None = b""
+        self._in_head = True
+        self._seen = 0
+        self._stopped = False
+        self._paused_by: set[str] = set()
+
+    # --- the transport -----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for a request."""
+        self.transport = cast("asyncio.Transport", transport)
+        self._parser = httptools.HttpRequestParser(self)
+        self.gateway.connections.add(self)
+        self.deadline = self.gateway.tick + self.gateway.settings.head_seconds
+        raw = transport.get_extra_info("socket")
+        if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse all of it, then go on with the request in front."""
+        if self.relaying:
+            self.queue[0].relay_up(data)
+            return
+        if self._stopped or self._parser is None:
+            return
+        if self._line is not None:
+            whole = self._request_line(data)
+            if whole is None:
+                return
+            data = whole
+        if self._in_head:
+            self._seen += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._stop()
+            receiving = self.queue[-1]
+            receiving.leftover = data[upgrade.args[0] :]
+        except httptools.HttpParserError as error:
+            self._unparsable(error)
+        if self._in_head and self._seen > MAX_HEAD_BYTES and not self._stopped:
+            self._refuse(431, "has a head longer than 64 KiB")
+        queue = self.queue
+        if queue:
+            front = queue[0]
+            if not front.started:
+                front.start()
+            elif front.waiting_up:
+                front.flush_up()
+            if len(queue) > 1 or (not front.attached and front.waiting_bytes > _MAX_WAITING_BYTES):
+                self.pause("queue")
+
+    def _request_line(self, data: bytes) -> bytes | None:
+        """Look at the first line before the parser does: it takes what is no HTTP/1.x as well."""
+        if self._line:
+            data = self._line + data
+        elif not self.queue:
+            self.deadline = self.gateway.tick + self.gateway.settings.head_seconds
+        if REQUEST_LINE.match(data):
+            self._line = None
+            return data
+        if b"\n" not in data and len(data) <= MAX_HEAD_BYTES:
+            self._line = data
+            return None
+        self._refuse(400, "does not begin with a line of HTTP/1.1")
+        self._advance()
+        return None
+
+    def _unparsable(self, error: httptools.HttpParserError) -> None:
+        cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
+        if cause is not None:
+            log.error("a request could not be taken", exc_info=cause)
+            self._refuse(500, "met a fault in the gateway")
+        else:
+            self._refuse(400, "is not HTTP/1.1 as the gateway reads it")
+
+    def _refuse(self, status: int, reason: str) -> None:
+        """Queue an answer to what cannot be parsed; after it the connection ends."""
+        self._stop()
+        if self._receiving is not None and not self._receiving.body_complete:
+            # Its body broke off inside: what was begun upstream must not end well.
+            self._receiving.cut_off(failed(status, "malformed", f"the request {reason}", "send it in plain HTTP/1.1"))
+            return
+        exchange = Exchange(self, b"", b"", "1.1", False, [], [])
+        exchange.problem = failed(status, "malformed", f"the request {reason}", "send it in plain HTTP/1.1")
+        exchange.body_complete = True
+        self.queue.append(exchange)
+
+    def _stop(self) -> None:
+        self._stopped = True
+        self._line = None
+
+    def _advance(self) -> None:
+        if self.queue and not self.queue[0].started:
+            self.queue[0].start()
+
+    def eof_received(self) -> bool:
+        """Let a client that has said all it wanted wait for its answer (half-close); else it is gone."""
+        front = self.queue[0] if self.queue else None
+        if front is None or self.relaying or not self.queue[-1].body_complete or self.tunnel is not None:
+            return False
+        self.half_closed = True
+        self._stop()
+        # A client that was killed looks the same: it is not waited for without end.
+        front.half_closed()
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End what was under way for it, and break the circle of parser and protocol."""
+        self.gateway.connections.discard(self)
+        self._parser = None
+        self.transport = None
+        self._receiving = None
+        queue, self.queue = self.queue, deque()
+        for exchange in queue:
+            exchange.client_gone()
+
+    def pause_writing(self) -> None:
+        """Stop reading from the provider: the client takes the answer slower than it comes."""
+        if self.queue:
+            self.queue[0].pause_upstream()
+
+    def resume_writing(self) -> None:
+        """Go on reading from the provider."""
+        if self.queue:
+            self.queue[0].resume_upstream()
+
+    def pause(self, reason: str) -> None:
+        """Stop reading, for a reason that `resume` takes back."""
+        if not self._paused_by and self.transport is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
+        self._paused_by.add(reason)
+
+    def resume(self, reason: str) -> None:
+        """Read again where no other reason is left."""
+        if reason in self._paused_by:
+            self._paused_by.discard(reason)
+            if not self._paused_by and self.transport is not None and not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    def write(self, data: bytes) -> None:
+        """Send to the client."""
+        if self.transport is not None:
+            self.transport.write(data)
+
+    def abort(self) -> None:
+        """End it now, so that the client sees an answer that is not whole."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def hand_over(self) -> None:
+        """Take it that TLS has the transport now, and the requests inside another protocol."""
+        self.gateway.connections.discard(self)
+        self._parser = None
+        self._stopped = True
+        self.queue.clear()
+        self.transport = None
+
+    def timed_out(self) -> None:
+        """End what has waited too long."""
+        if self.queue and self.queue[0].started and not self.closing:
+            self.queue[0].timed_out()
+        else:
+            self.abort() if self.closing or self._seen else self.close()
+
+    def close(self) -> None:
+        """End it in order."""
+        self.closing = True
+        if self.transport is not None:
+            self.transport.close()
+
+    # --- what the parser tells -------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._url = b""
+        self._headers = []
+        self._lengths = []
+        self._in_head = True
+        self._receiving = None
+        self._line = None
+
+    def on_url(self, url: bytes) -> None:
+        """Keep a piece of the target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header, or a trailer where the head is over."""
+        name = name.lower()
+        if self._receiving is not None:
+            self._receiving.up.trailers.append((name, value))
+        elif name == b"content-length":
+            self._lengths.append(value)
+        else:
+            self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Queue the request; it is begun when it stands in front and what came with it is parsed."""
+        parser = self._parser
+        if parser is None:
+            return
+        self._in_head = False
+        self._seen = 0
+        self._receiving = exchange = Exchange(
+            self,
+            parser.get_method(),
+            self._url,
+            parser.get_http_version(),
+            parser.should_keep_alive(),
+            self._headers,
+            self._lengths,
+        )
+        self.queue.append(exchange)
+
+    def on_body(self, data: bytes) -> None:
+        """Hand on a piece of the body."""
+        if self._receiving is not None:
+            self._receiving.body(data)
+
+    def on_message_complete(self) -> None:
+        """Tell the request's end."""
+        self._in_head = True
+        self._line = b""
+        if self._receiving is not None:
+            self._receiving.body_end()
+
+    # --- the queue -------------------------------------------------------------------------------
+
+    def answered(self, exchange: Exchange, *, keep_alive: bool) -> None:
+        """Go on with the next request, or close."""
+        if self.queue and self.queue[0] is exchange:
+            self.queue.popleft()
+        if not keep_alive or self.gateway.draining:
+            self._end(exchange)
+            return
+        if self._stopped and not self.queue:
+            self.close()
+            return
+        self.deadline = self.gateway.tick + self.gateway.settings.idle_seconds
+        self.resume("queue")
+        self.resume("upstream")
+        if self.queue:
+            # Not from within: a thousand pipelined refusals are no reason for a thousand frames.
+            self.gateway.loop.call_soon(self._advance)
+
+    def _end(self, exchange: Exchange) -> None:
+        self._stop()
+        for waiting in self.queue:
+            waiting.client_gone()
+        self.queue.clear()
+        if exchange.body_complete or self.half_closed:
+            self.close()
+            return
+        # What the client is still sending is read and dropped for a moment: a reset would take the answer with it.
+        self.closing = True
+        self.deadline = self.gateway.tick + 2.0
+        self._paused_by.clear()
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+            if self.transport.can_write_eof():
+                self.transport.write_eof()

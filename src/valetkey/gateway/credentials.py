@@ -1,0 +1,118 @@
+"""Keeps what has to be put into a request ready for each granted account, for as long as the broker calls it fresh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from valetkey.access import Access, check_use, without_credential
+from valetkey.broker import Broker
+from valetkey.clock import Clock
+from valetkey.credential import Credential, CredentialRef, secrets_of
+from valetkey.freshness import age_of, fresh_for
+from valetkey.gateway.message import CREDENTIALS, Header
+from valetkey.gateway.scrub import Needles
+from valetkey.inject import Step
+
+__all__ = ["Credentials", "Placement", "Ready"]
+
+# However long a credential lives, the broker is asked this often: it judges ages by a clock that does not jump.
+_LONGEST = timedelta(seconds=60)
+# A stale one goes on serving while it is renewed; so often is looked whether it has been.
+_STALE = timedelta(seconds=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What the credential does to the headers of a request to one host: bytes, ready to be sent."""
+
+    dropped: frozenset[bytes]
+    fixed: bytes = field(repr=False)
+    # (name, value, whether it is added to what the client sent, else only where that is absent).
+    conditional: tuple[tuple[bytes, bytes, bool], ...] = field(repr=False)
+
+
+class Ready:
+    """One account's credential, placed. `until` is on the monotonic clock."""
+
+    __slots__ = ("_placements", "access", "needles", "until")
+
+    def __init__(self, access: Access, until: float) -> None:
+        self.access = access
+        self.until = until
+        credential = access.credential
+        secrets = () if credential is None else secrets_of(credential).values()
+        self.needles = Needles(secret.reveal() for secret in secrets)
+        self._placements: dict[str, Placement] = {}
+
+    def placement(self, origin: str) -> Placement:
+        """Give the placement for `https://host[:port]`. Raises: HostsNotAccepted, InvalidParameter."""
+        found = self._placements.get(origin)
+        if found is None:
+            found = self._placements[origin] = _placed(self.access.steps(origin + "/"))
+        return found
+
+
+def _placed(steps: list[Step]) -> Placement:
+    """Do the steps that do not look at the request once, and keep the others."""
+    fixed: dict[str, str] = {}
+    dropped: set[str] = set()
+    conditional: list[tuple[bytes, bytes, bool]] = []
+    for step in steps:
+        if step.kind == "remove":
+            fixed.pop(step.name, None)
+            dropped.add(step.name)
+        elif step.kind == "set":
+            fixed[step.name] = step.value
+            dropped.add(step.name)
+        else:
+            conditional.append((step.name.encode(), step.value.encode(), step.kind == "append"))
+    lines: list[Header] = [(name.encode(), value.encode()) for name, value in fixed.items()]
+    return Placement(
+        dropped=frozenset(name.encode() for name in dropped) - CREDENTIALS,
+        fixed=b"".join([b"%b: %b\r\n" % line for line in lines]),
+        conditional=tuple(conditional),
+    )
+
+
+class Credentials:
+    """The granted accounts' credentials. Asked in the engine's loop only."""
+
+    def __init__(self, broker: Broker, clock: Clock) -> None:
+        self._broker = broker
+        self._clock = clock
+        self._ready: dict[CredentialRef, Ready] = {}
+
+    def ready(self, ref: CredentialRef) -> Ready | None:
+        """Give what is ready now; None where the broker has to be asked."""
+        found = self._ready.get(ref)
+        return found if found is not None and self._clock.monotonic() < found.until else None
+
+    async def fetch(self, ref: CredentialRef, *, rejected: Credential | None = None) -> Ready:
+        """Ask the broker, which renews where that is due. `rejected` got a 401. Raises as `Broker.access` does."""
+        access = await self._access(ref, rejected)
+        ready = Ready(access, self._clock.monotonic() + self._fresh_for(access).total_seconds())
+        self._ready[ref] = ready
+        return ready
+
+    async def _access(self, ref: CredentialRef, rejected: Credential | None) -> Access:
+        broker = self._broker
+        if broker.store.account(ref) is None:
+            # Never the environment's: it is this process's, and not that of whoever made the key.
+            provider = broker.catalogue.get(ref.provider)
+            found = without_credential({}, ref, provider)
+            if found is not None:
+                check_use(ref, found.method, "gateway", restricted=found.method.standing == "restricted")
+                return found
+        return await broker.access(str(ref), use="gateway", rejected=rejected)
+
+    def _fresh_for(self, access: Access) -> timedelta:
+        if access.credential is None:
+            return _LONGEST
+        interval = timedelta(seconds=access.method.refresh_interval) if access.method.refresh_interval else None
+        left = fresh_for(access.credential, age_of(access.credential, self._clock.now()), refresh_interval=interval)
+        return max(_STALE, min(_LONGEST, left)) if left is not None else _LONGEST
+
+    def forget(self) -> None:
+        """Ask the broker again for all: somebody has changed the store."""
+        self._ready.clear()

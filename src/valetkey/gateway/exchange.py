@@ -1,0 +1,809 @@
+"""One request and its answer: who asks, what is decided, the credential on the way out, the answer on the way back.
+
+The ordinary request is served without a task: parsed, decided, written anew and sent in one go. Only what has to wait
+(a connection, a renewal, a person) gets one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from valetkey.errors import NeedsLogin, NotLoggedIn, UnclearAnswer, ValetkeyError
+from valetkey.gateway import answers, presented, scrub, usage
+from valetkey.gateway.answers import Answer
+from valetkey.gateway.body import Down, Up
+from valetkey.gateway.connect import open_tunnel
+from valetkey.gateway.decide import Forward, Hold, Refuse
+from valetkey.gateway.message import (
+    Header,
+    Problem,
+    ReadHead,
+    ReadResponse,
+    read_length,
+    read_request,
+    read_response,
+    status_line,
+    write_headers,
+)
+from valetkey.gateway.plan import disguises
+from valetkey.gateway.scrub import Decoder, Scrubber
+from valetkey.gateway.trace import Row
+
+if TYPE_CHECKING:
+    from valetkey.gateway.client import ClientConnection
+    from valetkey.gateway.credentials import Ready
+    from valetkey.gateway.plan import Plan
+    from valetkey.gateway.ring import LiveKey
+    from valetkey.gateway.upstream import UpstreamConnection
+    from valetkey.gateway.usage import UsageReader
+
+__all__ = ["Exchange"]
+
+log = logging.getLogger(__name__)
+
+# A 401 is kept back while the login is renewed; a longer one is passed on.
+_MAX_KEPT_ANSWER = 64 * 1024
+# RFC 9110 section 9.2.2: what may be sent again when a kept connection turns out to be dead.
+_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
+# A client that has closed its half may be gone altogether: so long it is waited for (seconds).
+_HALF_CLOSED_SECONDS = 5.0
+
+
+class Repeat:
+    """A request that was sent on, and what was made of it. It holds for the same bytes until `epoch` has moved."""
+
+    __slots__ = ("epoch", "head", "headers", "live", "method", "out", "plan", "ready", "url", "version")
+
+    def __init__(self, exchange: Exchange, head: ReadHead, live: LiveKey, plan: Plan, epoch: int) -> None:
+        self.method = exchange.method
+        self.url = exchange.url
+        self.version = exchange.version
+        self.headers = exchange.headers
+        self.head = head
+        self.live = live
+        self.plan = plan
+        self.epoch = epoch
+        # The head as it is sent, up to its length, with the credential of `ready`.
+        self.ready: Ready | None = None
+        self.out = b""
+
+
+class Exchange:
+    """A request of a client, from its head to the end of its answer."""
+
+    # Where they begin; most requests change few of them.
+    started = False
+    attached = False
+    admitted = False
+    leftover = b""
+    problem: Answer | None = None
+    head: ReadHead | None = None
+    live: LiveKey | None = None
+    plan: Plan | None = None
+    upstream: UpstreamConnection | None = None
+    down: Down | None = None
+    _length = 0
+    _ready: Ready | None = None
+    _repeat: Repeat | None = None
+    _task: asyncio.Task[None] | None = None
+    _kept: tuple[int, ReadResponse] | None = None
+    _kept_body: tuple[bytes, ...] = ()
+    _replaced: Answer | None = None
+    _scrubber: Scrubber | None = None
+    _reader: UsageReader | None = None
+    _begun = 0.0
+    _first_byte: float | None = None
+    _status = 0
+    _outcome = "ok"
+    _finished = False
+    _renewed = False
+    _retried = False
+
+    def __init__(
+        self,
+        client: ClientConnection,
+        method: bytes,
+        url: bytes,
+        version: str,
+        keep_alive: bool,
+        headers: list[Header],
+        lengths: list[bytes],
+    ) -> None:
+        self.client = client
+        self.gateway = client.gateway
+        self.method = method
+        self.is_head = method == b"HEAD"
+        self.url = url
+        self.version = version
+        self.keep_alive = keep_alive and version == "1.1"
+        self.headers = headers
+        self.up = Up()
+        self._lengths = lengths
+
+    # --- what the client sends -------------------------------------------------------------------
+
+    @property
+    def body_complete(self) -> bool:
+        """Whether all of the request has come."""
+        return self.up.complete
+
+    @body_complete.setter
+    def body_complete(self, value: bool) -> None:
+        self.up.complete = value
+
+    @property
+    def waiting_up(self) -> bool:
+        """Whether something of the request can be sent on."""
+        return self.attached and (bool(self.up.waiting) or (self.up.complete and not self.up.sent_end))
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How much of the body waits for its connection."""
+        return self.up.waiting_bytes
+
+    @property
+    def request_sent(self) -> bool:
+        """Whether the provider has all of the request."""
+        return self.up.sent_end
+
+    def body(self, data: bytes) -> None:
+        """Take a piece of the body."""
+        self.up.take(data)
+        limit = self.gateway.settings.max_body_bytes
+        if limit and self.up.received > limit and not self._finished:
+            told = answers.failed(413, "body_too_large", f"the body is longer than {limit} bytes", "send less")
+            if self.started:
+                self.cut_off(told)
+            else:
+                self.problem = told
+
+    def body_end(self) -> None:
+        """Take the end of the request."""
+        self.up.complete = True
+
+    def flush_up(self) -> None:
+        """Send on what has come."""
+        if self.upstream is not None:
+            data = self.up.drain()
+            if data:
+                self.upstream.write(data)
+            self._alive()
+
+    def _alive(self) -> None:
+        self.client.deadline = self.gateway.tick + self.gateway.settings.stream_seconds
+
+    # --- who, whether, where ---------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Decide on the request, and send it on or answer it."""
+        gateway = self.gateway
+        self.started = True
+        self._begun = gateway.now()
+        gateway.begun()
+        try:
+            self._start()
+        except ValetkeyError as error:
+            self.answer(answers.of_error(error))
+        except Exception as error:
+            self.crashed(error)
+
+    def _start(self) -> None:
+        if self.problem is not None:
+            self.answer(self.problem, close=True)
+            return
+        gateway = self.gateway
+        gateway.look()
+        length = read_length(self._lengths)
+        if isinstance(length, Problem):
+            self._malformed(length)
+            return
+        self._length = length
+        last = self.client.last
+        if (
+            last is not None
+            and last.epoch == gateway.epoch
+            and last.headers == self.headers
+            and last.url == self.url
+            and last.method == self.method
+            and last.version == self.version
+            and not last.live.ended
+        ):
+            self._repeat, self.head, self.live, self.plan = last, last.head, last.live, last.plan
+            self.up.chunked = last.head.chunked
+            self._admit(last.live, last.plan)
+            return
+        head = read_request(self.method, self.version, self.headers, has_body=length > 0)
+        if isinstance(head, Problem):
+            self._malformed(head)
+            return
+        self.head = head
+        self.up.chunked = head.chunked
+        url = self.url
+        live = self._who(head)
+        if live is None:
+            return
+        self.live = live
+        if self.method == b"CONNECT" and (length or head.chunked or self.leftover):
+            told = Problem(status=400, reason="sends something before its tunnel is open")
+            self._malformed(told)
+            return
+        self.plan = plan = self._planned(head, live)
+        if isinstance(plan.decision, Refuse):
+            self.answer(answers.refused(plan.decision))
+            return
+        if isinstance(plan.decision, Forward) and plan.ref is not None and url is self.url and not head.disguised:
+            self.client.last = self._repeat = Repeat(self, head, live, plan, gateway.epoch)
+        self._admit(live, plan)
+
+    def _malformed(self, problem: Problem) -> None:
+        told = answers.failed(problem.status, "malformed", f"the request {problem.reason}", "send plain HTTP/1.1")
+        self.answer(told, close=True)
+
+    def _planned(self, head: ReadHead, live: LiveKey) -> Plan:
+        tunnel = self.client.tunnel
+        names = frozenset[str]()
+        if head.disguised:
+            names = disguises(frozenset(name.decode("latin-1") for name, _ in head.lines))
+        host = None if tunnel is None and self.url.startswith(b"/") else head.host
+        return self.gateway.planner.plan(live, self.method, self.url, host=host, tunnel=tunnel, header_names=names)
+
+    def _admit(self, live: LiveKey, plan: Plan) -> None:
+        """Count it against the key's limits, and go on."""
+        if plan.counted:
+            wait = live.meter.admit(self._begun)
+            if wait is not None:
+                self.answer(answers.too_many(wait))
+                return
+            self.admitted = True
+        if isinstance(plan.decision, Hold):
+            self._spawn(self._held(plan.decision))
+        else:
+            self._go()
+
+    def _who(self, head: ReadHead) -> LiveKey | None:
+        """Find the key that the client shows; answers where there is none that counts."""
+        tunnel = self.client.tunnel
+        if tunnel is not None:
+            if tunnel.live.ended:
+                self.answer(answers.no_key(proxy=True, known=True), close=True)
+                return None
+            for _, value in head.credentials:
+                if b"vk_" in value and tunnel.live.marker not in value:
+                    told = answers.failed(
+                        403, "foreign_key", "the request shows another valet key than its tunnel", "use one of them"
+                    )
+                    self.answer(told)
+                    return None
+            return tunnel.live
+        proxy = not self.url.startswith(b"/")
+        if proxy:
+            token = presented.from_proxy(head.proxy_authorization)
+        else:
+            token = presented.from_headers(head.credentials)
+            if token is None and (token := presented.from_query(self.url)) is not None:
+                self.url = presented.without(self.url, token)
+        live = None if token is None else self.gateway.ring.resolve(token)
+        if live is None:
+            self.answer(answers.no_key(proxy=proxy, known=token is not None))
+        return live
+
+    async def _held(self, hold: Hold) -> None:
+        """Wait until a person has decided."""
+        live = self.live
+        if live is None:
+            return
+        verdict = await self.gateway.approvals.wait(hold, client=live.client, summary=self._summary())
+        if live.ended:
+            self.answer(answers.no_key(proxy=False, known=True), close=True)
+        elif verdict == "approved":
+            self._go()
+        else:
+            how = "was denied by a person" if verdict == "denied" else "was decided on by nobody in time"
+            told = answers.failed(
+                403, f"approval_{verdict.replace('-', '_')}", f"the request {how}", "see `valetkey approvals list`"
+            )
+            self.answer(told)
+
+    def _summary(self) -> str:
+        plan = self.plan
+        return "" if plan is None else f"{self.method.decode()} {plan.host}{plan.path}"
+
+    # --- on the way out --------------------------------------------------------------------------
+
+    def _go(self) -> None:
+        plan = self.plan
+        if plan is None or plan.forward is None:
+            return
+        if plan.forward.how in ("intercept", "tunnel"):
+            self._spawn(open_tunnel(self, plan))
+        elif plan.ref is None:
+            self._send(None)
+        else:
+            ready = self.gateway.credentials.ready(plan.ref)
+            if ready is None:
+                self._spawn(self._fetch_and_send(plan))
+            else:
+                self._send(ready)
+
+    async def _fetch_and_send(self, plan: Plan) -> None:
+        if plan.ref is not None:
+            self._send(await self.gateway.credentials.fetch(plan.ref))
+
+    def _send(self, ready: Ready | None, *, fresh_connection: bool = False) -> None:
+        """Write the request anew, with the credential, and send it."""
+        plan = self.plan
+        if plan is None or self.live is None or self._finished:
+            return
+        self._ready = ready
+        repeat = self._repeat
+        if repeat is not None and repeat.ready is ready:
+            out = repeat.out
+        else:
+            out = self._head_for(plan, ready)
+            if self.live.marker in out:
+                told = answers.failed(
+                    400,
+                    "key_in_request",
+                    "the request holds its valet key where it would reach the provider",
+                    "put the key where the provider's own key goes: a header or the query",
+                )
+                self.answer(told)
+                return
+            if repeat is not None:
+                repeat.ready, repeat.out = ready, out
+        head = out + self._framing()
+        upstream = None if fresh_connection else self.gateway.pool.take(plan.pool_key)
+        if upstream is None:
+            self._spawn(self._dial_and_send(plan, head))
+        else:
+            self._attach(upstream, head)
+
+    def _head_for(self, plan: Plan, ready: Ready | None) -> bytes:
+        """Write the head anew, up to what frames the body."""
+        head = self.head
+        if head is None:
+            raise AssertionError("unreachable: the head is read before anything is sent")
+        parts = [self.method, plan.start]
+        lines = head.lines
+        if ready is None:
+            parts.append(write_headers([*lines, *head.credentials]))
+        else:
+            placement = ready.placement(plan.origin)
+            if placement.dropped:
+                lines = [line for line in lines if line[0] not in placement.dropped]
+            for name, value, added in placement.conditional:
+                present = next((v for n, v in lines if n == name), None)
+                if present is None:
+                    lines = [*lines, (name, value)]
+                elif added and value not in [part.strip() for part in present.split(b",")]:
+                    lines = [line for line in lines if line[0] != name] + [(name, present + b", " + value)]
+            parts.append(write_headers(lines))
+            parts.append(placement.fixed)
+        return b"".join(parts)
+
+    def _framing(self) -> bytes:
+        head = self.head
+        if head is None:
+            return b"\r\n"
+        if head.websocket:
+            return b"connection: Upgrade\r\nupgrade: websocket\r\n\r\n"
+        expect = b"expect: 100-continue\r\n" if head.expect and (head.chunked or self._length) else b""
+        if head.chunked:
+            return b"%btransfer-encoding: chunked\r\n\r\n" % expect
+        # RFC 9110 section 8.6: these say it even where it is 0.
+        if self._length or self.method in (b"POST", b"PUT", b"PATCH"):
+            return b"%bcontent-length: %d\r\n\r\n" % (expect, self._length)
+        return b"\r\n"
+
+    async def _dial_and_send(self, plan: Plan, head: bytes) -> None:
+        gateway = self.gateway
+        upstream = await gateway.dial(plan)
+        if self._finished:
+            gateway.pool.put(upstream)
+            return
+        self._attach(upstream, head)
+
+    def _attach(self, upstream: UpstreamConnection, head: bytes) -> None:
+        self.upstream = upstream
+        self.attached = True
+        self.client.deadline = self.gateway.tick + self.gateway.settings.response_seconds
+        upstream.begin(self, head + self.up.drain())
+        if len(self.client.queue) == 1:
+            self.client.resume("queue")
+
+    # --- on the way back -------------------------------------------------------------------------
+
+    def interim(self, status: int, headers: list[Header]) -> None:
+        """Pass on a 1xx (RFC 9110 section 15.2)."""
+        read = read_response(headers)
+        if self.version == "1.1" and self.down is None and not self._renewed and read is not None:
+            self.client.write(self._clean(b"%b%b\r\n" % (status_line(status), write_headers(read.lines))))
+
+    def _clean(self, head: bytes) -> bytes:
+        return head if self._ready is None else self._ready.needles.clean(head)
+
+    def response_head(self, status: int, headers: list[Header]) -> None:
+        """Take the head of the answer."""
+        read = read_response(headers)
+        if read is None:
+            if self.upstream is not None:
+                self.upstream.broken = "the length of its answer is unclear"
+            return
+        if status == 401 and self._may_renew(read):
+            self._kept = status, read
+            return
+        if self.plan is not None and self.plan.rewrites:
+            self._replaced = self._rewritten(status, self.plan)
+            if self._replaced is not None:
+                return
+        self._answer_with(status, read)
+
+    def _answer_with(self, status: int, read: ReadResponse) -> None:
+        """Begin the answer to the client."""
+        self.up.drop()
+        bodyless = self.is_head or status in (204, 304)
+        needles = None if self._ready is None or self._ready.access.credential is None else self._ready.needles
+        lines, length = read.lines, read.length
+        decoder: Decoder | None = None
+        if needles is not None and not bodyless and read.encoding not in (b"", b"identity"):
+            decoder = scrub.decoder(read.encoding.decode("latin-1"))
+            if decoder is None:
+                self._refuse_answer("its answer is compressed in a way that cannot be looked into")
+                return
+            lines = [line for line in lines if line[0] != b"content-encoding"]
+            length = None
+        chunked = False
+        if length is not None and status != 204 and not read.chunked:
+            framing = b"content-length: %d\r\n" % length
+        elif bodyless:
+            framing = b""
+        else:
+            # What HTTP/1.0 is not told the length of ends with the connection.
+            chunked = self.version == "1.1"
+            framing = b"transfer-encoding: chunked\r\n" if chunked else b""
+        if not self.keep_alive or self.gateway.draining:
+            self.keep_alive = False
+            framing += b"connection: close\r\n"
+        head = b"%b%b%b\r\n" % (status_line(status), write_headers(lines), framing)
+        if needles is not None:
+            head = needles.clean(head)
+        plan = self.plan
+        if plan is not None and status == 200 and not bodyless:
+            self._reader = usage.usage_reader(
+                dialect=plan.dialect, path=plan.path, content_type=read.content_type.decode("latin-1")
+            )
+        self.down = Down(head, chunked=chunked, needles=needles, decoder=decoder, reader=self._reader)
+        self._status = status
+        self._first_byte = self.gateway.now() - self._begun
+
+    def response_body(self, data: bytes) -> None:
+        """Take a piece of the answer's body."""
+        if self._kept is not None:
+            self._kept_body += (data,)
+            if sum(map(len, self._kept_body)) > _MAX_KEPT_ANSWER:
+                self._pass_on_kept()
+            return
+        if self.down is not None:
+            try:
+                self.down.feed(data)
+            except UnclearAnswer:
+                self._refuse_answer("its answer cannot be decoded")
+
+    def flush_down(self) -> None:
+        """Send on what has come of the answer."""
+        if self.down is not None:
+            data = self.down.take()
+            if data:
+                self.client.write(data)
+                self._alive()
+
+    def response_done(self, trailers: list[Header]) -> None:
+        """Take the end of the answer."""
+        self.upstream = None
+        if self._kept is not None:
+            self._spawn(self._renew())
+            return
+        if self._replaced is not None:
+            self.answer(self._replaced)
+            return
+        if self.down is not None:
+            try:
+                self.down.finish(trailers)
+            except UnclearAnswer:
+                self._refuse_answer("its answer cannot be decoded")
+                return
+            self.flush_down()
+        # What is not told a length ends with the connection.
+        ends = self.down is not None and self.version == "1.0"
+        self._finish(keep_alive=self.keep_alive and self.up.complete and not ends)
+
+    def _refuse_answer(self, reason: str) -> None:
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.abort()
+        self.upstream_failed(reason)
+
+    # --- a second try ----------------------------------------------------------------------------
+
+    def _may_renew(self, read: ReadResponse) -> bool:
+        """Say whether a 401 is worth a renewal: the credential was ours, and the request can be sent again."""
+        ready = self._ready
+        return (
+            not self._renewed
+            and not self.is_head
+            and ready is not None
+            and ready.access.credential is not None
+            and self.up.can_repeat
+            and (read.length is None or read.length <= _MAX_KEPT_ANSWER)
+        )
+
+    async def _renew(self) -> None:
+        """Renew what the provider has just refused, and send the request once more; else pass its answer on."""
+        ready, plan = self._ready, self.plan
+        if ready is None or plan is None or plan.ref is None:
+            return
+        self._renewed = True
+        old = ready.access.credential
+        try:
+            fresh = await self.gateway.credentials.fetch(plan.ref, rejected=old)
+        except (NeedsLogin, NotLoggedIn) as error:
+            self._kept = None
+            self.answer(answers.of_error(error))
+            return
+        except ValetkeyError as error:
+            log.info("%s was refused by its provider, and %s", plan.ref, error.message)
+            fresh = ready
+        if fresh.access.credential == old or self._finished:
+            self._pass_on_kept()
+            self.response_done([])
+            return
+        self._kept, self._kept_body = None, ()
+        self.up.rewind()
+        self._send(fresh)
+
+    def _pass_on_kept(self) -> None:
+        if self._kept is None:
+            return
+        (status, read), self._kept = self._kept, None
+        pieces, self._kept_body = self._kept_body, ()
+        self._answer_with(status, read)
+        for piece in pieces:
+            self.response_body(piece)
+
+    def _rewritten(self, status: int, plan: Plan) -> Answer | None:
+        for rewrite in plan.rewrites:
+            if rewrite.when_status == status and rewrite.path == plan.path:
+                made = Answer(rewrite.status, "rewritten", {})
+                made.body = rewrite.body.encode()
+                return made
+        return None
+
+    def upstream_failed(self, reason: str) -> None:
+        """End it: the provider's answer cannot be used."""
+        provider = None if self.plan is None or self.plan.ref is None else self.plan.ref.provider
+        told = answers.failed(
+            502,
+            "upstream_failed",
+            f"{self.plan.host if self.plan else 'the provider'} failed: {reason}",
+            "try again; the provider's status page may say more",
+            provider=provider,
+        )
+        self.answer(told)
+
+    def upstream_lost(self, upstream: UpstreamConnection, *, clean: bool) -> None:
+        """Take the end of the provider's connection: of the answer, of a tunnel, or too early."""
+        if self._finished or self.upstream is not upstream:
+            return
+        self.upstream = None
+        if self.client.relaying:
+            self._finish(keep_alive=False)
+            return
+        if self.down is not None and clean and upstream.ends_with_connection:
+            self.response_done([])
+            return
+        repeatable = self.method in _IDEMPOTENT or any(
+            name == b"idempotency-key" for name, _ in (self.head.lines if self.head is not None else ())
+        )
+        stale = upstream.served > 1 and not upstream.answering
+        if stale and repeatable and self.up.can_repeat and not self._retried and self.down is None:
+            self._retried = True
+            self.up.rewind()
+            self._send(self._ready, fresh_connection=True)
+            return
+        self.upstream_failed("it closed the connection before its answer was whole")
+
+    # --- relays ----------------------------------------------------------------------------------
+
+    def upgrade_accepted(self, headers: list[Header]) -> bool:
+        """Pass on a 101 and become a relay; False where the client asked for no WebSocket."""
+        read = read_response(headers)
+        if self.head is None or not self.head.websocket or read is None:
+            return False
+        self.client.write(
+            self._clean(
+                b"%b%bconnection: Upgrade\r\nupgrade: websocket\r\n\r\n" % (status_line(101), write_headers(read.lines))
+            )
+        )
+        self._status = 101
+        self._first_byte = self.gateway.now() - self._begun
+        if self._ready is not None:
+            self._scrubber = Scrubber(self._ready.needles)
+        self.down = Down(b"", chunked=False)
+        self.down.out = []
+        self.client.relaying = True
+        rest, self.leftover = self.leftover, b""
+        if rest:
+            self.relay_up(rest)
+        return True
+
+    def relay_up(self, data: bytes) -> None:
+        """Pass bytes on to the provider."""
+        self.up.received += len(data)
+        if self.upstream is not None:
+            self.upstream.write(data)
+            self._alive()
+
+    def relay_down(self, data: bytes) -> None:
+        """Pass bytes on to the client."""
+        if self._scrubber is not None:
+            data = self._scrubber.feed(data)
+        if self.down is not None:
+            self.down.sent += len(data)
+        self.client.write(data)
+        self._alive()
+
+    # --- back-pressure ---------------------------------------------------------------------------
+
+    def pause_client(self) -> None:
+        """Read no more from the client."""
+        self.client.pause("upstream")
+
+    def resume_client(self) -> None:
+        """Read from the client again."""
+        self.client.resume("upstream")
+
+    def pause_upstream(self) -> None:
+        """Read no more from the provider."""
+        if self.upstream is not None and self.upstream.transport is not None:
+            self.upstream.transport.pause_reading()
+
+    def resume_upstream(self) -> None:
+        """Read from the provider again."""
+        upstream = self.upstream
+        if upstream is not None and upstream.transport is not None and not upstream.transport.is_closing():
+            upstream.transport.resume_reading()
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def answer(self, answer: Answer, *, close: bool = False) -> None:
+        """Answer in the provider's place. Where its own answer has begun, the connection is cut instead."""
+        if self._finished:
+            return
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.abort()
+        self._outcome = answer.code
+        if self.down is not None:
+            self._finish(keep_alive=False, cut=True)
+            return
+        keep = self.keep_alive and not close and self.up.complete and self.method != b"CONNECT"
+        self._status = answer.status
+        self._first_byte = self.gateway.now() - self._begun
+        self.down = Down(answer.head(keep_alive=keep), chunked=False)
+        if not self.is_head:
+            self.down.feed(answer.body)
+        self.client.write(self.down.take())
+        self._finish(keep_alive=keep)
+
+    def cut_off(self, answer: Answer) -> None:
+        """Take it that the rest of the request never comes, or is not wanted."""
+        self.answer(answer, close=True)
+
+    def half_closed(self) -> None:
+        """Take it that the client will send no more; it may be gone."""
+        if self.down is None:
+            self.client.deadline = min(self.client.deadline, self.gateway.now() + _HALF_CLOSED_SECONDS)
+
+    def timed_out(self) -> None:
+        """End what has taken too long."""
+        if not self.up.complete and self.down is None and not self.up.waiting:
+            self.answer(answers.failed(408, "request_timeout", "the request did not come to its end", "send it faster"))
+        else:
+            host = "the provider" if self.plan is None else self.plan.host
+            self.answer(answers.failed(504, "upstream_timeout", f"{host} did not answer in time", "try again"))
+
+    def client_gone(self) -> None:
+        """End what was begun for a client that is gone."""
+        if self._finished or not self.started:
+            return
+        self._outcome = "client_gone"
+        self._finish(keep_alive=False, cut=True)
+
+    def crashed(self, error: BaseException) -> None:
+        """Tell a fault of ours: to the log where it happened, to the client that it did."""
+        log.error("an exchange failed", exc_info=error)
+        self.answer(answers.failed(500, "internal_error", "the gateway met a fault of its own", "see its log"))
+
+    def opened(self) -> None:
+        """Take it that a tunnel is open."""
+        self._status = 200
+        self._first_byte = self.gateway.now() - self._begun
+
+    def record(self, outcome: str) -> None:
+        """Put into the trace what became of a tunnel that was taken over."""
+        self._outcome = outcome
+        self._record()
+
+    def tunnel_opened(self) -> None:
+        """Take it that the client's connection belongs to the requests inside from now on."""
+        self._finished = True
+        self.gateway.ended()
+
+    def _finish(self, *, keep_alive: bool, cut: bool = False) -> None:
+        if self._finished:
+            return
+        self._finished = True
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.abort()
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+        self._task = None
+        self._record()
+        self.gateway.ended()
+        if cut:
+            self.client.abort()
+        else:
+            self.client.answered(self, keep_alive=keep_alive)
+
+    def _record(self) -> None:
+        gateway, plan, reader, live = self.gateway, self.plan, self._reader, self.live
+        counted = None if reader is None else reader.usage
+        if self.admitted and live is not None:
+            live.meter.done(0 if counted is None else counted.input_tokens + counted.output_tokens)
+        if gateway.trace is None:
+            return
+        now = gateway.now()
+        first = self._first_byte
+        gateway.trace.add(
+            Row(
+                gateway.wall(self._begun),
+                "" if live is None else live.key.id,
+                "" if plan is None else plan.account,
+                self.method.decode("latin-1") if plan is None else plan.method,
+                "" if plan is None else plan.host,
+                "" if plan is None else plan.path,
+                self._status,
+                self._outcome,
+                self._way() if plan is None else plan.way,
+                self.up.received,
+                0 if self.down is None else self.down.sent,
+                None if first is None else first * 1000,
+                (now - self._begun) * 1000,
+                None if reader is None else reader.model,
+                None if counted is None else counted.input_tokens,
+                None if counted is None else counted.output_tokens,
+                None,
+                None,
+            )
+        )
+
+    def _way(self) -> str:
+        if self.client.tunnel is not None:
+            return "intercepted"
+        return "base-url" if self.url.startswith(b"/") or not self.url else "proxy"
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Go on in a task; it ends with the exchange."""
+        self._task = self.gateway.loop.create_task(self._guarded(work))
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except ValetkeyError as error:
+            self.answer(answers.of_error(error))
+        except Exception as error:
+            self.crashed(error)

@@ -1,0 +1,191 @@
+"""What a running gateway does when it is asked over its control socket, and the state that it tells."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+
+from valetkey.account_state import in_store
+from valetkey.broker import Broker
+from valetkey.credential import CredentialRef, Health, Secret, expires_at_of, login_command, secrets_of
+from valetkey.errors import NotForThisUse, NotLoggedIn, StoreLocked, WrongKey
+from valetkey.gateway.approvals import Approvals
+from valetkey.gateway.metrics import Metrics
+from valetkey.gateway.ring import Ring
+from valetkey.gateway.server import Gateway
+from valetkey.gateway.trace import Trace
+from valetkey.stores.passphrase import Passphrase
+from valetkey.stores.sqlite import SqliteStore
+
+__all__ = ["Operating", "Parts"]
+
+# More are for `list --json`, page by page.
+_MOST_ACCOUNTS = 1000
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the gateway is built of."""
+
+    store: SqliteStore
+    broker: Broker
+    ring: Ring
+    trace: Trace
+    metrics: Metrics
+    approvals: Approvals
+    gateway: Gateway
+
+
+class Operating:
+    """A gateway that runs. `about` is what it says of itself; `changed` is called when that becomes another."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        about: Mapping[str, object],
+        changed: Callable[[Mapping[str, object]], None],
+        stop: Callable[[bool], None],
+    ) -> None:
+        self._parts = parts
+        self._clock = parts.broker.clock
+        self._about = dict(about)
+        self._changed = changed
+        self._stop = stop
+        self._heard_at = self._clock.monotonic()
+
+    # --- what goes on ----------------------------------------------------------------------------
+
+    @property
+    def about(self) -> dict[str, object]:
+        """What `running` of serving.py gives to others."""
+        return dict(self._about)
+
+    @property
+    def locked(self) -> bool:
+        """Whether the store cannot be read before somebody unlocks it."""
+        return not self._parts.store.keys.is_open
+
+    def heard(self) -> None:
+        """Note that somebody asks."""
+        self._heard_at = self._clock.monotonic()
+
+    def idle_seconds(self) -> float:
+        """Say for how long there was neither a request nor a call; 0 while one goes on or a valet key counts."""
+        gateway = self._parts.gateway
+        if gateway.active or self._parts.ring.live():
+            self.heard()
+            return 0.0
+        return self._clock.monotonic() - max(self._heard_at, gateway.last_activity)
+
+    def granted(self) -> set[CredentialRef]:
+        """Give the accounts that valet keys which count now may use."""
+        return {grant.ref for live in self._parts.ring.live() for grant in live.client.grants}
+
+    def look(self) -> None:
+        """Read keys and accounts anew where anybody has changed the store."""
+        if self._parts.ring.changed():
+            self.refresh()
+        else:
+            self._tell()  # the engine looks too, at each request
+
+    def refresh(self) -> None:
+        """Read keys and accounts anew now, and close what goes on with a key that counts no more."""
+        try:
+            # Whatever opens without asking anybody is open: `token` is answered from here.
+            if self._parts.store.source_kind() is not None:
+                self._parts.store.keys.ready()
+        except (StoreLocked, WrongKey) as error:
+            log.info("the store does not open: %s", error.message)
+        self._parts.gateway.refresh()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Say to whoever looks whether the store is locked: `list` asks nobody."""
+        locked = self.locked
+        if self._about.get("locked") != locked:
+            self._about["locked"] = locked
+            self._changed(self._about)
+
+    # --- what is asked ---------------------------------------------------------------------------
+
+    def status(self) -> dict[str, object]:
+        """Give how the gateway is, and its accounts as `list` shows them."""
+        parts, locked = self._parts, self.locked
+        accounts = in_store(parts.broker, limit=_MOST_ACCOUNTS)
+        if locked:
+            accounts = [replace(a, health=Health.LOCKED) for a in accounts]
+        return {
+            **self._about,
+            "locked": locked,
+            "key_source": parts.store.source_kind(),
+            "keys": len(parts.ring.live()),
+            "problems": parts.ring.problems(),
+            "active": parts.gateway.active,
+            "approvals": len(parts.approvals.pending()),
+            "trace_dropped": parts.trace.dropped,
+            "accounts": [a.as_dict() for a in accounts],
+        }
+
+    def metrics(self) -> bytes:
+        """Give the counters as Prometheus reads them."""
+        return self._parts.metrics.text()
+
+    async def token(self, name: str) -> dict[str, object]:
+        """Give a stored account's fresh secret, as `valetkey token` prints it.
+
+        Never what the environment holds: it is this process's, and not that of whoever asks.
+        """
+        broker = self._parts.broker
+        ref = broker.resolve(name)
+        if broker.store.account(ref) is None:
+            raise NotLoggedIn(
+                f"no credential is stored for {ref}", provider=ref.provider, hint=f"run `{login_command(ref)}`"
+            )
+        access = await broker.access(str(ref), use="token")
+        secrets = {} if access.credential is None else secrets_of(access.credential)
+        if access.credential is None or len(secrets) != 1:
+            raise NotForThisUse(
+                f"{ref} has {len(secrets)} named secrets, not one",
+                provider=ref.provider,
+                hint=f"use `valetkey exec -p {ref} -- CMD` or `valetkey env {ref}`",
+            )
+        return {
+            "provider": ref.provider,
+            "account": ref.account,
+            "source": access.source,
+            "token": next(iter(secrets.values())).reveal(),
+            "expires_at": expires_at_of(access.credential),
+        }
+
+    def lock(self) -> None:
+        """Forget the store's key and what it opened. From now on every request is refused."""
+        self._parts.store.keys.lock()
+        self._parts.broker.forget()
+        self.refresh()
+
+    async def unlock(self, passphrase: Secret | None) -> None:
+        """Open the store, with the passphrase where it has one. Raises: StoreLocked, WrongKey."""
+        keys = self._parts.store.keys
+        given = None if passphrase is None or keys.source_kind() != "passphrase" else Passphrase(lambda: passphrase)
+        try:
+            # Half a second of scrypt, or a keychain that asks its user: the requests go on meanwhile.
+            await asyncio.to_thread(keys.unlock, given)
+        finally:
+            self.refresh()
+
+    def stop(self, *, now: bool) -> None:
+        """End, after what is under way or at once."""
+        self._stop(now)
+
+    def pending(self) -> list[dict[str, object]]:
+        """Give what waits for a person, the oldest first."""
+        return [asdict(pending) for pending in self._parts.approvals.pending()]
+
+    def settle(self, id: str, *, approved: bool, by: str) -> None:
+        """Decide on one of them. Raises: UnknownApproval."""
+        self._parts.approvals.settle(id, approved, by)

@@ -1,0 +1,194 @@
+"""What is done with a request, decided once for each key, method and address and kept: decisions are pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from valetkey.address import is_near
+from valetkey.errors import ProviderError
+from valetkey.gateway.decide import Decision, Forward, Hold, Refuse, RequestHead, decide
+from valetkey.gateway.message import DISGUISES
+from valetkey.gateway.route import read_target, route
+
+if TYPE_CHECKING:
+    from valetkey.credential import CredentialRef
+    from valetkey.gateway.ring import LiveKey
+    from valetkey.provider import Provider, Rewrite
+    from valetkey.providers import Catalogue
+
+__all__ = ["Plan", "Planner", "Tunnel", "disguises"]
+
+# A key that asks for ever new addresses must not fill the memory.
+_MAX_KEPT = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tunnel:
+    """What a CONNECT was for: requests inside are for this host alone, with this key."""
+
+    host: str
+    port: int
+    live: LiveKey
+
+    @property
+    def authority(self) -> str:
+        """Give host and port as an https URL has them."""
+        return self.host if self.port == 443 else f"{self.host}:{self.port}"
+
+
+class Plan:
+    """A decision, and what follows from it: where to connect, which lines to send, which words for the trace."""
+
+    __slots__ = (
+        "account",
+        "counted",
+        "decision",
+        "dialect",
+        "forward",
+        "host",
+        "host_name",
+        "method",
+        "near",
+        "origin",
+        "path",
+        "pool_key",
+        "port",
+        "provider",
+        "ref",
+        "rewrites",
+        "scheme",
+        "start",
+        "way",
+    )
+
+    def __init__(self, decision: Decision, method: str, way: str, provider: Provider | None) -> None:
+        self.decision = decision
+        self.way = way
+        forward = decision if isinstance(decision, Forward) else decision.then if isinstance(decision, Hold) else None
+        self.forward: Forward | None = forward
+        target = decision.target if isinstance(decision, Refuse) else forward.target if forward is not None else None
+        self.method = method
+        # What opens a tunnel to look into is no request of its own.
+        self.counted = forward is not None and forward.how != "intercept"
+        self.ref: CredentialRef | None = forward.grant if forward is not None else None
+        granted = decision.grant if isinstance(decision, Refuse) else self.ref
+        self.account = "" if granted is None else str(granted)
+        self.provider = provider
+        self.host = "" if target is None else target.authority
+        self.path = "" if target is None else target.path
+        self.host_name = "" if target is None else target.host.strip("[]")
+        self.port = 0 if target is None else target.port
+        self.scheme = "https" if target is None else target.scheme
+        self.origin = f"{self.scheme}://{self.host}"
+        self.near = self.ref is not None and (
+            is_near(self.host_name) or (provider is not None and provider.origin != "built-in")
+        )
+        self.pool_key = (self.scheme, self.host_name, self.port, self.ref)
+        self.rewrites: tuple[Rewrite, ...] = () if provider is None else provider.api.rewrite
+        self.dialect = "none" if provider is None else provider.api.dialect
+        self.start = b""
+        if target is not None:
+            # The host, and what is asked for, in the form that was decided on. Never a compressed answer: it is looked
+            # into.
+            self.start = (
+                f" {target.path_and_query} HTTP/1.1\r\nhost: {target.authority}\r\naccept-encoding: identity\r\n"
+            ).encode("ascii")
+
+
+class Planner:
+    """Decides, and keeps what it decided until the keys change."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._kept: dict[tuple[LiveKey, bytes, bytes, bytes | None, Tunnel | None], Plan] = {}
+
+    def forget(self) -> None:
+        """Decide anew: keys, accounts or declarations have changed."""
+        self._kept.clear()
+
+    def plan(
+        self,
+        live: LiveKey,
+        method: bytes,
+        url: bytes,
+        *,
+        host: bytes | None,
+        tunnel: Tunnel | None,
+        header_names: frozenset[str] = frozenset(),
+    ) -> Plan:
+        """Give the plan for a request line. `header_names` are given only where they disguise a request."""
+        key = (live, method, url, host, tunnel)
+        if not header_names:
+            found = self._kept.get(key)
+            if found is not None:
+                return found
+        made = self._made(live, method, url, host, tunnel, header_names)
+        if not header_names:
+            if len(self._kept) >= _MAX_KEPT:
+                self._kept.clear()
+            self._kept[key] = made
+        return made
+
+    def _made(
+        self,
+        live: LiveKey,
+        method: bytes,
+        url: bytes,
+        host: bytes | None,
+        tunnel: Tunnel | None,
+        header_names: frozenset[str],
+    ) -> Plan:
+        request, way = _read(live, method.decode("ascii"), url.decode("latin-1"), host, tunnel)
+        if isinstance(request, Refuse):
+            return Plan(request, method.decode("ascii"), way, None)
+        if header_names:
+            request = dataclasses.replace(request, header_names=header_names)
+        decision = decide(request, live.client, live.policy)
+        ref = decision.then.grant if isinstance(decision, Hold) else decision.grant
+        provider = None
+        if ref is not None:
+            try:
+                provider = self._catalogue.get(ref.provider)
+            except ProviderError:
+                provider = None  # its declaration went away: the credential is not to be had either
+        return Plan(decision, method.decode("ascii"), way, provider)
+
+
+def _read(
+    live: LiveKey, method: str, url: str, host: bytes | None, tunnel: Tunnel | None
+) -> tuple[RequestHead | Refuse, str]:
+    named = None if host is None else host.decode("latin-1")
+    if tunnel is not None:
+        # RFC 9112 section 3.2: inside, the origin form; its host is the CONNECT's, and Host has to say the same.
+        whole = f"https://{tunnel.authority}{url}" if url.startswith("/") else url
+        request = read_target(method, whole, host=named)
+        if isinstance(request, RequestHead) and not url.startswith("/"):
+            opened = read_target(method, f"https://{tunnel.authority}/")
+            same = isinstance(opened, RequestHead) and (request.scheme, request.host, request.port) == (
+                opened.scheme,
+                opened.host,
+                opened.port,
+            )
+            if not same:
+                request = Refuse(code="malformed", status=400, reason="the request is for another host than its tunnel")
+        return request, "intercepted"
+    if method == "CONNECT":
+        return read_target(method, url, host=None if named is None else _with_port(named, url)), "tunnel"
+    if url.startswith("/"):
+        head = RequestHead(method=method, scheme="http", host="localhost", port=None, path=url)
+        return route(head, live.client), "base-url"
+    return read_target(method, url, host=named), "proxy"
+
+
+def _with_port(host: str, authority: str) -> str:
+    # Clients send Host with or without the port of a CONNECT; both mean the same.
+    port = authority.rpartition(":")[2]
+    bare = host.rpartition("]")[2] if host.startswith("[") else host
+    return host if ":" in bare else f"{host}:{port}"
+
+
+def disguises(header_names: frozenset[str]) -> frozenset[str]:
+    """Give those that make another request of this one."""
+    return header_names & frozenset(name.decode() for name in DISGUISES)

@@ -1,0 +1,67 @@
+"""Finds the valet key that a request presents: where the client puts its API key, or in the proxy's address."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+from valetkey.gateway.message import Header
+
+__all__ = ["from_headers", "from_proxy", "from_query", "without"]
+
+_MARK = b"vk_"
+
+
+def from_headers(credentials: list[Header]) -> bytes | None:
+    """Give the key out of Authorization (Bearer, token, or Basic's password or user) or an API key's header."""
+    for name, value in credentials:
+        found: bytes | None
+        if _MARK in value and name != b"cookie":
+            found = _bearer(value) if name == b"authorization" else value
+        elif name == b"authorization":
+            found = _basic(value)
+        else:
+            continue
+        if found is not None and found.startswith(_MARK):
+            return found
+    return None
+
+
+def from_proxy(authorization: bytes | None) -> bytes | None:
+    """Give the key out of Proxy-Authorization."""
+    if authorization is None:
+        return None
+    found = _bearer(authorization) if _MARK in authorization else _basic(authorization)
+    return found if found is not None and found.startswith(_MARK) else None
+
+
+def from_query(url: bytes) -> bytes | None:
+    """Give the key that is the value of a query parameter (`?key=vk_…`, as Google's REST examples have it)."""
+    _, _, query = url.partition(b"?")
+    if _MARK not in query:
+        return None
+    values = (pair.partition(b"=")[2] for pair in query.split(b"&"))
+    return next((value for value in values if value.startswith(_MARK)), None)
+
+
+def without(url: bytes, token: bytes) -> bytes:
+    """Give the target without the query parameter that was the key."""
+    path, _, query = url.partition(b"?")
+    kept = b"&".join(pair for pair in query.split(b"&") if pair.partition(b"=")[2] != token)
+    return b"%b?%b" % (path, kept) if kept else path
+
+
+def _bearer(value: bytes) -> bytes:
+    return value.rpartition(b" ")[2]
+
+
+def _basic(value: bytes) -> bytes | None:
+    scheme, _, encoded = value.partition(b" ")
+    if scheme.lower() != b"basic":
+        return None
+    try:
+        pair = base64.b64decode(encoded.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    user, _, password = pair.partition(b":")
+    return password if password.startswith(_MARK) else user

@@ -1,0 +1,315 @@
+"""The long-running process: builds the gateway out of its parts, looks after it, and ends it well."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import resource
+import signal
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, time
+from typing import Any
+
+from valetkey.broker import Broker
+from valetkey.clock import Clock
+from valetkey.config import Config
+from valetkey.credential import Secret
+from valetkey.errors import GatewayFailed, StoreLocked
+from valetkey.gateway.ahead import Ahead
+from valetkey.gateway.approvals import Approvals
+from valetkey.gateway.authority import Authority
+from valetkey.gateway.control import Control
+from valetkey.gateway.dial import Dialler
+from valetkey.gateway.metrics import Metrics
+from valetkey.gateway.operating import Operating, Parts
+from valetkey.gateway.place import Place
+from valetkey.gateway.ring import Ring
+from valetkey.gateway.server import Gateway
+from valetkey.gateway.trace import Trace
+from valetkey.http import HttpClient
+from valetkey.providers import catalogue
+from valetkey.stores import open_store
+from valetkey.stores.passphrase import VARIABLE, from_environment
+
+__all__ = ["DRAIN_SECONDS", "Listening", "assembled", "harden", "serve"]
+
+# Design section 7: what streams gets so long to come to its end.
+DRAIN_SECONDS = 30.0
+# Revocation counts within a second, by whichever process it is done.
+_LOOK_SECONDS = 0.25
+# How often is looked whether we are still needed, in looks.
+_SELDOM = 8
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listening:
+    """Where to listen, and after how many idle seconds to end; None for never."""
+
+    host: str
+    port: int
+    idle_exit_seconds: float | None
+
+
+def harden() -> None:
+    """Keep what this process makes and holds from others: modes, and no core dump that would hold every secret."""
+    os.umask(0o077)
+    with suppress(ValueError, OSError):  # where the hard limit is lower already
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def serve(
+    config: Config,
+    *,
+    environ: Mapping[str, str],
+    clock: Clock,
+    version: str,
+    listening: Listening,
+    ready: Callable[[Mapping[str, object]], None],
+) -> int:
+    """Run the gateway of this home until somebody ends it, and give the exit status: 0, or 130 for Ctrl-C.
+
+    `ready` is called once it answers. Raises: GatewayFailed where it cannot start; ConfigError, StoreError.
+    """
+    harden()
+    place = Place(config.paths, environ)
+    place.claim()
+    try:
+        return _loop()(_Process(config, environ, clock, version, listening, place, ready).run())
+    finally:
+        place.leave()
+
+
+def _loop() -> Callable[[Coroutine[Any, Any, int]], int]:
+    try:
+        import uvloop
+    except ImportError:  # no wheel for this platform; it works, at some three quarters of the speed
+        return asyncio.run
+    return uvloop.run
+
+
+def assembled(config: Config, *, environ: Mapping[str, str], clock: Clock) -> Parts:
+    """Build the gateway: the one place that knows all of its parts.
+
+    Raises: ConfigError, StoreError, AuthorityBroken.
+    """
+    store = open_store(
+        config.paths,
+        clock=clock,
+        ask_passphrase=_passphrase(environ),
+        key_source_kind=config.text("store.key_source") or "auto",
+        key_command=config.words("store.key_command"),
+        environ=environ,
+    )
+    ca_file = config.text("network.ca_file")
+    # No folder's accounts: a client names its account, or gets the provider's default one.
+    broker = Broker(
+        store=store,
+        catalogue=catalogue(config.paths),
+        http=HttpClient(timeout_seconds=config.seconds("network.timeout_seconds"), ca_file=ca_file),
+        clock=clock,
+        environ=environ,
+    )
+    metrics = Metrics()
+    trace = Trace(config.paths.trace, clock, [metrics])
+    ring = Ring(store, broker.catalogue, clock, environ, lambda key: trace.tokens_since(key, _midnight(clock)))
+    approvals = Approvals(clock)
+    gateway = Gateway(
+        broker=broker,
+        ring=ring,
+        trace=trace,
+        authority=Authority(config.paths, clock),
+        dialler=Dialler(ca_file=ca_file, environ=environ),
+        approvals=approvals,
+        clock=clock,
+    )
+    return Parts(
+        store=store, broker=broker, ring=ring, trace=trace, metrics=metrics, approvals=approvals, gateway=gateway
+    )
+
+
+def _passphrase(environ: Mapping[str, str]) -> Callable[[], Secret]:
+    """Give what opens the store without a person: the file that the environment names. Else somebody has to unlock."""
+    from_file = from_environment(environ)
+
+    def ask() -> Secret:
+        if not environ.get(VARIABLE):
+            raise StoreLocked("the store is locked by a passphrase", hint="run `valetkey unlock`")
+        return from_file()
+
+    return ask
+
+
+def _midnight(clock: Clock) -> datetime:
+    return datetime.combine(clock.now().date(), time(), UTC)
+
+
+class _Process:
+    """One run of it, from the first socket to the last."""
+
+    def __init__(
+        self,
+        config: Config,
+        environ: Mapping[str, str],
+        clock: Clock,
+        version: str,
+        listening: Listening,
+        place: Place,
+        ready: Callable[[Mapping[str, object]], None],
+    ) -> None:
+        self._config = config
+        self._environ = environ
+        self._clock = clock
+        self._version = version
+        self._listening = listening
+        self._place = place
+        self._ready = ready
+        self._ending: asyncio.Event
+        self._at_once: asyncio.Event
+        self._status = 0
+
+    async def run(self) -> int:
+        self._ending, self._at_once = asyncio.Event(), asyncio.Event()
+        self._hear_signals()
+        parts = assembled(self._config, environ=self._environ, clock=self._clock)
+        parts.trace.start()
+        try:
+            await self._run(parts)
+        finally:
+            # A renewal that was sent is saved, or its refresh token would be lost: this waits for it.
+            await asyncio.to_thread(parts.broker.close)
+            await asyncio.to_thread(parts.trace.close)
+        return self._status
+
+    async def _run(self, parts: Parts) -> None:
+        await self._listen(parts.gateway)
+        operating = Operating(parts, about=self._about(parts.gateway), changed=self._place.publish, stop=self._end)
+        control = Control(operating)
+        try:
+            operating.refresh()
+            await control.start(self._place.listen(self._place.control))
+            self._place.publish(operating.about)
+            self._ready(operating.about)
+            await self._until_the_end(parts, operating)
+            await self._drain(parts.gateway)
+        finally:
+            await control.close()
+
+    async def _listen(self, gateway: Gateway) -> None:
+        host, port = self._listening.host, self._listening.port
+        try:
+            await gateway.start(host=host, port=port, unix_path=self._place.gateway)
+        except (OSError, GatewayFailed) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(cause, OSError):
+                raise
+            raise _not_listening(cause, host, port) from cause
+        os.chmod(self._place.gateway, 0o600)
+
+    def _about(self, gateway: Gateway) -> dict[str, object]:
+        return {
+            "version": self._version,
+            "pid": os.getpid(),
+            "url": gateway.url,
+            "port": gateway.port,
+            "socket": str(self._place.gateway),
+            "control": str(self._place.control),
+            "started_at": self._clock.now().isoformat().replace("+00:00", "Z"),
+            "locked": False,
+        }
+
+    # --- while it runs ---------------------------------------------------------------------------
+
+    async def _until_the_end(self, parts: Parts, operating: Operating) -> None:
+        ahead = Ahead(broker=parts.broker, granted=operating.granted, clock=self._clock)
+        going_on = [
+            asyncio.create_task(ahead.run(), name="ahead"),
+            asyncio.create_task(self._look(operating), name="look"),
+        ]
+        ending = asyncio.create_task(self._ending.wait())
+        await asyncio.wait([ending, *going_on], return_when=asyncio.FIRST_COMPLETED)
+        for task in going_on:
+            if task.done() and (fault := task.exception()) is not None:
+                # Without it keys would outlive their revocation: better no gateway than such a one.
+                log.critical("the gateway ends, for it cannot look after itself", exc_info=fault)
+                self._status = 1
+            task.cancel()
+        ending.cancel()
+        await asyncio.gather(*going_on, ending, return_exceptions=True)
+
+    async def _look(self, operating: Operating) -> None:
+        looks = 0
+        while True:
+            await self._clock.sleep(_LOOK_SECONDS)
+            operating.look()
+            looks += 1
+            if looks % _SELDOM == 0 and not self._needed(operating):
+                self._end(now=False)
+
+    def _needed(self, operating: Operating) -> bool:
+        if not self._place.is_ours():
+            log.warning("the home of this gateway was removed or replaced: it ends")
+            return False
+        limit = self._listening.idle_exit_seconds
+        if limit is not None and operating.idle_seconds() >= limit:
+            log.info("nobody has asked for %.0f s, and no valet key is left: it ends", limit)
+            return False
+        return True
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def _hear_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number, status in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
+            loop.add_signal_handler(number, self._signalled, status)
+
+    def _signalled(self, status: int) -> None:
+        if self._ending.is_set():
+            self._end(now=True)
+            # Whoever asks a third time does not want to wait for a renewal either.
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL)
+        else:
+            self._status = status
+            self._end(now=False)
+
+    def _end(self, now: bool) -> None:
+        self._ending.set()
+        if now:
+            self._at_once.set()
+
+    async def _drain(self, gateway: Gateway) -> None:
+        """Take nothing new and let what is under way come to its end, until somebody says `now`."""
+        draining = asyncio.create_task(gateway.drain(DRAIN_SECONDS))
+        at_once = asyncio.create_task(self._at_once.wait())
+        await asyncio.wait([draining, at_once], return_when=asyncio.FIRST_COMPLETED)
+        at_once.cancel()
+        if not draining.done():
+            draining.cancel()
+            with suppress(asyncio.CancelledError):
+                await gateway.drain(0.0)
+        await asyncio.gather(draining, at_once, return_exceptions=True)
+
+
+def _not_listening(error: OSError, host: str, port: int) -> GatewayFailed:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return GatewayFailed(
+                f"port {port} of {host} is taken by another program, or by the gateway of another home",
+                hint="set gateway.port in config.toml to another one, or run `valetkey serve --port 0`",
+            )
+        case errno.EACCES:
+            return GatewayFailed(
+                f"port {port} may not be used without privileges", hint="set gateway.port in config.toml above 1023"
+            )
+    return GatewayFailed(
+        f"the gateway cannot listen on {host}, port {port}: {(error.strerror or type(error).__name__).lower()}",
+        hint="set gateway.host in config.toml to an address of this machine, such as 127.0.0.1",
+    )

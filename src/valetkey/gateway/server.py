@@ -1,0 +1,231 @@
+"""The gateway: listens, and holds what all connections share. One event loop, one thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from valetkey.clock import Clock
+from valetkey.errors import GatewayFailed
+from valetkey.gateway.approvals import Approvals
+from valetkey.gateway.client import ClientConnection
+from valetkey.gateway.credentials import Credentials
+from valetkey.gateway.dial import Dialler
+from valetkey.gateway.plan import Plan, Planner, Tunnel
+from valetkey.gateway.upstream import Pool, UpstreamConnection
+
+if TYPE_CHECKING:
+    from valetkey.broker import Broker
+    from valetkey.gateway.authority import Authority
+    from valetkey.gateway.ring import Ring
+    from valetkey.gateway.trace import Trace
+
+__all__ = ["Gateway", "Limits"]
+
+log = logging.getLogger(__name__)
+
+_BACKLOG = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How long the gateway waits, in seconds, and how much it takes.
+
+    `head_seconds`: for the head of a request, and a TLS handshake. `idle_seconds`: for the next request.
+    `response_seconds`: for the head of an answer; models think for minutes. `stream_seconds`: for the next byte of a
+    body, either way. `max_body_bytes` 0: no limit.
+    """
+
+    head_seconds: float = 10.0
+    idle_seconds: float = 75.0
+    response_seconds: float = 600.0
+    stream_seconds: float = 600.0
+    max_body_bytes: int = 0
+
+
+class Gateway:
+    """Takes requests with valet keys and sends them on with the real credential. Made and used in one event loop."""
+
+    def __init__(
+        self,
+        *,
+        broker: Broker,
+        ring: Ring,
+        dialler: Dialler,
+        clock: Clock,
+        trace: Trace | None = None,
+        authority: Authority | None = None,
+        approvals: Approvals | None = None,
+        settings: Limits | None = None,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.broker = broker
+        self.ring = ring
+        self.trace = trace
+        self.authority = authority
+        self.approvals = approvals or Approvals(clock)
+        self.settings = settings or Limits()
+        self.now = clock.monotonic
+        self.credentials = Credentials(broker, clock)
+        self.planner = Planner(broker.catalogue)
+        self.pool = Pool(clock.monotonic)
+        self.connections: set[ClientConnection] = set()
+        self.draining = False
+        # Counts the changes of keys and accounts: what was decided before one holds no more.
+        self.epoch = 0
+        # The time of the last sweep: near enough for what is waited for.
+        self.tick = clock.monotonic()
+        self.active = 0
+        self.last_activity = clock.monotonic()
+        self._clock = clock
+        self._dialler = dialler
+        self._servers: list[asyncio.Server] = []
+        self._looked = False
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._wall = (clock.monotonic(), clock.now().timestamp())
+        self._quiet = asyncio.Event()
+
+    # --- the process's side ------------------------------------------------------------------
+
+    async def start(self, *, host: str = "127.0.0.1", port: int = 4380, unix_path: Path | None = None) -> None:
+        """Listen; `port` 0 takes any free one. Raises: GatewayFailed."""
+        self.ring.refresh()
+        try:
+            self._servers.append(await self.loop.create_server(self._accepted, host, port, backlog=_BACKLOG))
+            if unix_path is not None:
+                self._servers.append(await self._listen_at(str(unix_path)))
+        except OSError as error:
+            for server in self._servers:
+                server.close()
+            raise GatewayFailed(
+                f"the gateway cannot listen on {host}:{port}: {(error.strerror or 'unknown error').lower()}",
+                hint="end what holds the port, or set gateway.port in config.toml",
+            ) from error
+        # What is there now stays: the collector need not look at it again and again.
+        gc.freeze()
+        self._tick()
+
+    async def _listen_at(self, path: str) -> asyncio.Server:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # a killed gateway leaves its own
+        before = os.umask(0o177)
+        try:
+            return await self.loop.create_unix_server(self._accepted, path, backlog=_BACKLOG)
+        finally:
+            os.umask(before)
+
+    def inside(self, tunnel: Tunnel) -> ClientConnection:
+        """Make the protocol for what is inside of a tunnel."""
+        return ClientConnection(self, tunnel)
+
+    def _accepted(self) -> ClientConnection:
+        return ClientConnection(self)
+
+    @property
+    def port(self) -> int:
+        """The TCP port."""
+        return int(self._servers[0].sockets[0].getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        """The address for clients."""
+        name = self._servers[0].sockets[0].getsockname()[0]
+        return f"http://{f'[{name}]' if ':' in name else name}:{self.port}"
+
+    def refresh(self) -> None:
+        """Read keys and accounts anew, and close what ended keys have open."""
+        ended = set(self.ring.refresh())
+        self.epoch += 1
+        self.credentials.forget()
+        self.planner.forget()
+        if not ended:
+            return
+        for connection in list(self.connections):
+            tunnel = connection.tunnel
+            if (tunnel is not None and tunnel.live in ended) or any(e.live in ended for e in connection.queue):
+                connection.abort()
+
+    async def drain(self, seconds: float = 30.0) -> None:
+        """Take no new connections, let what is under way end, then close the rest."""
+        self.draining = True
+        for server in self._servers:
+            server.close()
+        for connection in list(self.connections):
+            if not connection.queue:
+                connection.close()
+        if self.active:
+            self._quiet.clear()
+            waiting = asyncio.ensure_future(self._quiet.wait())
+            patience = asyncio.ensure_future(self._clock.sleep(seconds))
+            await asyncio.wait({waiting, patience}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            patience.cancel()
+        for connection in list(self.connections):
+            connection.close() if not connection.queue else connection.abort()
+        self.pool.close()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+        await asyncio.sleep(0)
+
+    # --- the connections' side ---------------------------------------------------------------
+
+    def look(self) -> None:
+        """See whether anybody has changed the store: once in each round of the loop, before anything is decided."""
+        if self._looked:
+            return
+        self._looked = True
+        self.loop.call_soon(self._look_again)
+        if self.ring.changed():
+            self.refresh()
+
+    def _look_again(self) -> None:
+        self._looked = False
+
+    def begun(self) -> None:
+        """Count a request."""
+        self.active += 1
+
+    def ended(self) -> None:
+        """Count it off."""
+        self.active -= 1
+        self.last_activity = self.now()
+        if self.draining and self.active == 0:
+            self._quiet.set()
+
+    def wall(self, monotonic: float) -> float:
+        """Give the time of day, in seconds since 1970, of a moment of the last seconds."""
+        return self._wall[1] + (monotonic - self._wall[0])
+
+    async def dial(self, plan: Plan, *, tunnel: bool = False) -> UpstreamConnection:
+        """Open a connection for a plan. Raises: AddressRefused, TransportError."""
+        protocol: UpstreamConnection
+        _, protocol = await self._dialler.dial(
+            lambda: UpstreamConnection(self.pool, plan.pool_key),
+            scheme="tunnel" if tunnel else plan.scheme,
+            host=plan.host_name,
+            port=plan.port,
+            near_allowed=plan.near,
+        )
+        self.pool.joined(protocol)
+        return protocol
+
+    def sweep(self) -> None:
+        """End what has waited too long."""
+        self.tick = now = self.now()
+        self._wall = (now, self._clock.now().timestamp())
+        for connection in list(self.connections):
+            if connection.deadline < now:
+                connection.timed_out()
+        self.pool.sweep()
+
+    def _tick(self) -> None:
+        self.sweep()
+        self.look()
+        self._sweeping = self.loop.call_later(1.0, self._tick)

@@ -1,0 +1,210 @@
+"""Reads model and token counts out of answers that pass through, streamed or whole.
+
+A reader never raises and never keeps more than it was made for: what it cannot read is not counted.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from valetkey.dialect import Usage
+from valetkey.dialects import anthropic_messages, gemini, openai_chat, openai_responses
+from valetkey.dialects.reading import fields
+
+__all__ = ["UsageReader", "usage_reader"]
+
+# Of an answer, and of one event: the last event of OpenAI's responses repeats instructions, tools and the whole answer.
+LIMIT_BYTES = 256 * 1024
+# A server that names no model in the first events names none.
+_EVENTS_FOR_MODEL = 8
+_LONGEST_MODEL = 200
+
+
+class UsageReader(Protocol):
+    """Gets the body of one answer; knows what it says once `finish` was called."""
+
+    model: str | None
+    usage: Usage | None
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes, cut anywhere."""
+        ...
+
+    def finish(self) -> None:
+        """Read what is left: the answer has ended, or nothing more of it will come."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """Where a dialect puts its counts and its model. The objects that hold them stand at the top or below a name."""
+
+    within: str | None
+    counts: str
+    model: str
+    read: Callable[[object], Usage | None]
+    has_counts: re.Pattern[bytes]
+    model_mark: bytes
+
+
+def _form(counts: str, model: str, read: Callable[[object], Usage | None], *, within: str | None = None) -> _Form:
+    # OpenAI sends `"usage": null` with every event but the last.
+    pattern = re.compile(rb'"%s"\s*:\s*\{' % counts.encode())
+    mark = b'"%s"' % model.encode()
+    return _Form(within=within, counts=counts, model=model, read=read, has_counts=pattern, model_mark=mark)
+
+
+_FORMS: Mapping[str, _Form] = {
+    "openai-chat": _form("usage", "model", openai_chat.usage_in),
+    "openai-responses": _form("usage", "model", openai_responses.usage_in, within="response"),
+    "anthropic-messages": _form("usage", "model", anthropic_messages.usage_in, within="message"),
+    "gemini": _form("usageMetadata", "modelVersion", gemini.usage_in),
+}
+# How the paths end on which models answer, and what is spoken there, whatever else the provider speaks.
+_ENDINGS = {
+    "/completions": "openai-chat",
+    "/embeddings": "openai-chat",
+    "/responses": "openai-responses",
+    "/messages": "anthropic-messages",
+    ":generateContent": "gemini",
+    ":streamGenerateContent": "gemini",
+    # Claude on Vertex.
+    ":rawPredict": "anthropic-messages",
+    ":streamRawPredict": "anthropic-messages",
+}
+_KINDS = {"application/json": False, "text/event-stream": True}
+
+
+def usage_reader(*, dialect: str, path: str, content_type: str) -> UsageReader | None:
+    """Give a reader for the answer to a request on `path`; None where no model answers, or not in JSON or events.
+
+    `dialect` is the provider's declared one. The path tells better what is spoken; at a provider whose dialect is
+    "none", nothing is.
+    """
+    form, streamed = _chosen(dialect, path, content_type)
+    if form is None:
+        return None
+    return _Events(form) if streamed else _Whole(form)
+
+
+@functools.lru_cache(maxsize=1024)
+def _chosen(dialect: str, path: str, content_type: str) -> tuple[_Form | None, bool]:
+    streamed = _KINDS.get(content_type.partition(";")[0].strip().lower())
+    if streamed is None or dialect == "none":
+        return None, False
+    path = path.partition("?")[0].rstrip("/")
+    last = path[path.rfind("/") :]
+    ending = last[last.rfind(":") :] if ":" in last else last
+    return _FORMS.get(_ENDINGS.get(ending, "")), streamed
+
+
+class _Whole:
+    """Reads an answer that is one JSON document."""
+
+    def __init__(self, form: _Form) -> None:
+        self.model: str | None = None
+        self.usage: Usage | None = None
+        self._form = form
+        self._pieces: list[bytes] | None = []
+        self._size = 0
+
+    def feed(self, data: bytes) -> None:
+        if self._pieces is None:
+            return
+        self._size += len(data)
+        if self._size > LIMIT_BYTES:
+            self._pieces = None
+        else:
+            self._pieces.append(data)
+
+    def finish(self) -> None:
+        if self._pieces is None:
+            return
+        answer = _decoded(b"".join(self._pieces))
+        self._pieces = None
+        # Gemini streams a list of answers where no events are asked for.
+        for part in answer if isinstance(answer, list) else [answer]:
+            _take(self, self._form, part)
+
+
+class _Events:
+    """Reads server-sent events (WHATWG HTML section 9.2), whose data stand on one line in all of these dialects.
+
+    Only lines that may tell something new are decoded.
+    """
+
+    def __init__(self, form: _Form) -> None:
+        self.model: str | None = None
+        self.usage: Usage | None = None
+        self._form = form
+        self._left = bytearray()
+        self._too_long = False
+        self._for_model = _EVENTS_FOR_MODEL
+
+    def feed(self, data: bytes) -> None:
+        end = data.rfind(b"\n") + 1
+        if end == len(data) and not self._left and not self._too_long:
+            self._read(data)  # as servers send it: whole events
+            return
+        if end:
+            begin = data.index(b"\n") + 1 if self._too_long else 0
+            lines = bytes(self._left) + data[begin:end]
+            self._left.clear()
+            self._too_long = False
+            self._read(lines)
+        if not self._too_long:
+            self._left += data[end:]
+            if len(self._left) > LIMIT_BYTES:
+                self._left.clear()
+                self._too_long = True
+
+    def finish(self) -> None:
+        lines = bytes(self._left)
+        self._left.clear()
+        self._read(lines)
+
+    def _read(self, lines: bytes) -> None:
+        if self._for_model or self._form.has_counts.search(lines):
+            for line in lines.split(b"\n"):
+                if line.startswith(b"data:") and len(line) <= LIMIT_BYTES:
+                    self._read_data(line[5:])
+
+    def _read_data(self, data: bytes) -> None:
+        tells_model = self._for_model and self._form.model_mark in data
+        self._for_model = max(0, self._for_model - 1)
+        if tells_model or self._form.has_counts.search(data):
+            _take(self, self._form, _decoded(data))
+            if self.model is not None:
+                self._for_model = 0
+
+
+def _take(reader: _Whole | _Events, form: _Form, answer: object) -> None:
+    if not isinstance(answer, dict):
+        return
+    _take_from(reader, form, answer)
+    if form.within is not None and form.within in answer:
+        _take_from(reader, form, fields(answer[form.within]))
+
+
+def _take_from(reader: _Whole | _Events, form: _Form, holder: Mapping[str, object]) -> None:
+    model = holder.get(form.model)
+    if reader.model is None and model and isinstance(model, str):
+        reader.model = model[:_LONGEST_MODEL]
+    usage = form.read(holder.get(form.counts))
+    if usage is not None:
+        reader.usage = usage.merged(reader.usage)
+
+
+_decode = json.JSONDecoder().decode
+
+
+def _decoded(document: bytes) -> object:
+    try:
+        return _decode(document.decode())
+    except (ValueError, RecursionError):
+        return None
