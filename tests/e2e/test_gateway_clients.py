@@ -110,6 +110,18 @@ def test_a_key_that_is_none_gets_nowhere(
 
 
 @pytest.mark.parametrize("way", ["base-url"], indirect=True)
+def test_curl_asks_over_the_unix_socket(
+    way: Way, reach: Reach, upstreams: Upstreams, gateway: GatewayProcess, workplace: Workplace
+) -> None:
+    access = reach("vault")
+    at_socket = replace(access, base_url="http://localhost/vault")
+    asked = curl(at_socket, "/file", "--unix-socket", gateway.socket, "--data-binary", "some")
+    done = workplace.run(asked, access, stdin=header(access))
+    assert done.out == f"4 {hashlib.sha256(b'some').hexdigest()}", done.out + done.err
+    assert_credentials_stay(way, upstreams["vault"], access, workplace)
+
+
+@pytest.mark.parametrize("way", ["base-url"], indirect=True)
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/chat/completions"])
 def test_a_base_url_may_be_written_with_v1_or_without(
     reach: Reach, upstreams: Upstreams, workplace: Workplace, path: str

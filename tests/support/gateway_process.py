@@ -26,6 +26,7 @@ class GatewayProcess:
 
     valetkey: CommandLine
     url: str
+    socket: str
     ca_file: Path
     key: str = field(default="", repr=False)
     key_id: str = ""
@@ -68,7 +69,7 @@ def serving(valetkey: CommandLine, *, environ: dict[str, str]) -> Iterator[Gatew
         patience.cancel()
         assert about is not None, f"the gateway did not start: {log.read_text()}"
         ca_file = valetkey.home / "ca" / "ca.pem"
-        yield GatewayProcess(valetkey=valetkey, url=about["url"], ca_file=ca_file, log=log)
+        yield GatewayProcess(valetkey=valetkey, url=about["url"], socket=about["socket"], ca_file=ca_file, log=log)
     finally:
         patience.cancel()
         process.terminate()
