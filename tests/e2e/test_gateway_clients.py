@@ -132,6 +132,36 @@ def test_a_base_url_may_be_written_with_v1_or_without(
     assert [r.path for r in upstreams["mock-openai"].server.requests] == ["/v1/chat/completions"]
 
 
+def test_curl_asks_many_times_at_once(way: Way, reach: Reach, upstreams: Upstreams, workplace: Workplace) -> None:
+    access = reach("vault")
+    words = ["--parallel", "--parallel-max", "8", "--retry", "0", "--data-binary", "some"]
+    done = workplace.run(curl(access, "/file/[1-60]", *words), access, stdin=header(access))
+    assert done.out == f"4 {hashlib.sha256(b'some').hexdigest()}" * 60, done.err
+    paths = [request.path for request in upstreams["vault"].server.requests]
+    assert sorted(paths) == sorted(f"/file/{number}" for number in range(1, 61))
+    assert_credentials_stay(way, upstreams["vault"], access, workplace)
+
+
+def test_curl_asks_for_the_head_alone(way: Way, reach: Reach, upstreams: Upstreams, workplace: Workplace) -> None:
+    access = reach("vault")
+    # The second asks on the same connection, which has to be at the beginning of an answer.
+    words = [
+        "-I",
+        "-w",
+        "%{http_code} %{num_connects}\n",
+        "-o",
+        "/dev/null",
+        "-o",
+        "/dev/null",
+        access.base_url + "/two",
+    ]
+    done = workplace.run(curl(access, "/one", *words), access, stdin=header(access))
+    assert [line.split()[0] for line in done.out.splitlines()] == ["200", "200"], done.out + done.err
+    assert done.out.splitlines()[1].endswith(" 0")
+    assert [r.method for r in upstreams["vault"].server.requests] == ["HEAD", "HEAD"]
+    assert_credentials_stay(way, upstreams["vault"], access, workplace)
+
+
 @pytest.mark.parametrize("shape", ["length", "chunked"])
 def test_curl_uploads(way: Way, reach: Reach, upstreams: Upstreams, workplace: Workplace, shape: str) -> None:
     access = reach("vault")
@@ -234,6 +264,8 @@ def test_a_bearer_becomes_the_header_that_the_provider_wants(
     assert_credentials_stay(way, upstreams["mock-claude"], access, workplace)
 
 
+# It takes seconds to be imported, so it is not asked to go straight.
+@pytest.mark.parametrize("way", ["base-url", "proxy"], indirect=True)
 def test_litellm(way: Way, reach: Reach, upstreams: Upstreams, aimock: ApiMock, workplace: Workplace) -> None:
     models = {"mock-openai": "openai/gpt-4o", "mock-claude": "anthropic/claude-sonnet-4-5"}
     asked = [
@@ -249,6 +281,16 @@ def test_litellm(way: Way, reach: Reach, upstreams: Upstreams, aimock: ApiMock, 
     assert upstreams.internet.refused == []
     for provider in models:
         assert_credentials_stay(way, upstreams[provider], reach(provider), workplace)
+
+
+def test_pythons_own_urllib(
+    way: Way, reach: Reach, upstreams: Upstreams, aimock: ApiMock, workplace: Workplace
+) -> None:
+    access = reach("mock-openai")
+    environ = {"BASE_URL": access.base_url, "API_KEY": access.key}
+    told = workplace.run(python_program("urllib_request"), access, environ).json
+    assert told["choices"][0]["message"]["content"] == aimock.reply
+    assert_credentials_stay(way, upstreams["mock-openai"], access, workplace)
 
 
 def test_nodes_own_fetch(way: Way, reach: Reach, upstreams: Upstreams, aimock: ApiMock, workplace: Workplace) -> None:
