@@ -99,6 +99,19 @@ def test_wherever_the_client_puts_its_key_the_provider_gets_the_real_one(
 
 
 @pytest.mark.parametrize("way", ["base-url", "proxy"], indirect=True)
+def test_a_provider_that_says_its_credential_back_is_not_heard(
+    way: Way, reach: Reach, upstreams: Upstreams, workplace: Workplace
+) -> None:
+    access = reach("mirror")
+    done = workplace.run(curl(access, "/", "-i"), access, stdin=header(access))
+    stars = "*" * len(upstreams["mirror"].door.key)
+    said = [line.strip().lower() for line in done.out.splitlines()]
+    assert f"authorization: bearer {stars}" in said
+    assert f"x-mirror: bearer {stars}" in said
+    assert_credentials_stay(way, upstreams["mirror"], access, workplace)
+
+
+@pytest.mark.parametrize("way", ["base-url", "proxy"], indirect=True)
 def test_a_key_that_is_none_gets_nowhere(
     reach: Reach, upstreams: Upstreams, gateway: GatewayProcess, workplace: Workplace
 ) -> None:

@@ -83,6 +83,11 @@ def _digest(request: Received) -> Answer:
     return Answer(headers={"content-type": "text/plain"}, body=f"{len(request.body)} {digest}".encode())
 
 
+def _mirror(request: Received) -> Answer:
+    body = request.head.encode()
+    return Answer(headers={"content-type": "text/plain", "x-mirror": request.headers["authorization"]}, body=body)
+
+
 @contextlib.contextmanager
 def upstreams(ca: CertificateAuthority, aimock: ApiMock, folder: Path) -> Iterator[Upstreams]:
     """Start them all."""
@@ -108,6 +113,7 @@ def upstreams(ca: CertificateAuthority, aimock: ApiMock, folder: Path) -> Iterat
         serve("llama", Door(), llama, "/v1")
         serve("forge", Door(user="x-access-token"), git)
         serve("vault", Door(), _digest)
+        serve("mirror", Door(), _mirror)
         serve("pulse", Door(), steps)
         serve("openai", Door(), bearer, "/v1", "api.openai.com")
         serve("anthropic", Door(header="x-api-key", form="{key}"), x_api_key, "", "api.anthropic.com")
