@@ -20,10 +20,7 @@ from valetkey.clock import Clock, SystemClock
 from valetkey.config import Paths
 from valetkey.credential import ApiKey, Credential, CredentialRef, Secret
 
-try:
-    from valetkey.gateway.authority import Authority
-except ImportError:
-    Authority = lambda *a: None
+from valetkey.gateway.authority import Authority
 from valetkey.gateway.dial import Dialler
 from valetkey.gateway.keys import Keys
 from valetkey.gateway.limits import Limits as KeyLimits

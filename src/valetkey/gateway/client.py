@@ -12,7 +12,7 @@ import httptools
 
 from valetkey.gateway.answers import failed
 from valetkey.gateway.exchange import Exchange, Repeat
-from valetkey.gateway.message import MAX_HEAD_BYTES, REQUEST_LINE, Header
+from valetkey.gateway.message import MAX_HEAD_BYTES, Header, version_of
 
 if TYPE_CHECKING:
     from valetkey.gateway.plan import Tunnel
@@ -40,6 +40,7 @@ class ClientConnection(asyncio.Protocol):
         "_seen",
         "_stopped",
         "_url",
+        "_version",
         "closing",
         "deadline",
         "gateway",
@@ -71,6 +72,8 @@ class ClientConnection(asyncio.Protocol):
         self._line: bytes | None = b""
         self._in_head = True
         self._seen = 0
+        # As the first line has it; empty where it was not looked at, behind another request in one piece.
+        self._version = ""
         self._stopped = False
         self._paused_by: set[str] = set()
 
@@ -126,12 +129,15 @@ class ClientConnection(asyncio.Protocol):
             data = self._line + data
         elif not self.queue:
             self.deadline = self.gateway.tick + self.gateway.settings.head_seconds
-        if REQUEST_LINE.match(data):
-            self._line = None
-            return data
-        if b"\n" not in data and len(data) <= MAX_HEAD_BYTES:
+        end = data.find(b"\n")
+        if end < 0 and len(data) <= MAX_HEAD_BYTES:
             self._line = data
             return None
+        version = version_of(data[: end + 1])
+        if version:
+            self._line = None
+            self._version = version
+            return data
         self._refuse(400, "does not begin with a line of HTTP/1.1")
         self._advance()
         return None
@@ -275,7 +281,7 @@ class ClientConnection(asyncio.Protocol):
             self,
             parser.get_method(),
             self._url,
-            parser.get_http_version(),
+            self._version or parser.get_http_version(),
             parser.should_keep_alive(),
             self._headers,
             self._lengths,
@@ -291,6 +297,7 @@ class ClientConnection(asyncio.Protocol):
         """Tell the request's end."""
         self._in_head = True
         self._line = b""
+        self._version = ""
         if self._receiving is not None:
             self._receiving.body_end()
 
@@ -307,8 +314,9 @@ class ClientConnection(asyncio.Protocol):
             self.close()
             return
         self.deadline = self.gateway.tick + self.gateway.settings.idle_seconds
-        self.resume("queue")
-        self.resume("upstream")
+        if self._paused_by:
+            self.resume("queue")
+            self.resume("upstream")
         if self.queue:
             # Not from within: a thousand pipelined refusals are no reason for a thousand frames.
             self.gateway.loop.call_soon(self._advance)

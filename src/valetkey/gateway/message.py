@@ -16,7 +16,6 @@ __all__ = [
     "DISGUISES",
     "MAX_HEADERS",
     "MAX_HEAD_BYTES",
-    "REQUEST_LINE",
     "Header",
     "Problem",
     "ReadHead",
@@ -27,6 +26,7 @@ __all__ = [
     "read_response",
     "status_line",
     "trailer_lines",
+    "version_of",
     "write_headers",
 ]
 
@@ -38,8 +38,7 @@ MAX_HEADERS = 200
 
 # The methods that APIs have. CONNECT is the proxy's own.
 _METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"CONNECT", b"TRACE"))
-# llhttp also takes HTTP/0.9, RTSP, two spaces and empty lines before it.
-REQUEST_LINE = re.compile(rb"[A-Z]{1,20} [\x21-\x7e]+ HTTP/1\.[01]\r\n")
+_VERSIONS = {b"HTTP/1.1\r\n": "1.1", b"HTTP/1.0\r\n": "1.0"}
 _LENGTH = re.compile(rb"(?:0|[1-9][0-9]{0,17})\Z")
 _TOKEN = re.compile(rb"[A-Za-z0-9!#$%&'*+.^`|~_-]+\Z")
 
@@ -124,6 +123,15 @@ class ReadHead:
         self.proxy_authorization: bytes | None = None
         self.credentials: list[Header] = []
         self.lines: list[Header] = []
+
+
+def version_of(line: bytes) -> str:
+    """Give the version of a request line (RFC 9112 section 3), its end with it; nothing where it is none.
+
+    llhttp also takes HTTP/0.9, RTSP, two spaces between its parts, and empty lines before it.
+    """
+    parts = line.split(b" ")
+    return _VERSIONS.get(parts[2], "") if len(parts) == 3 and parts[0].isalpha() and parts[1] else ""
 
 
 def read_length(lengths: list[bytes]) -> int | Problem:

@@ -31,7 +31,6 @@ class UpstreamConnection(asyncio.Protocol):
         "_parser",
         "_seen",
         "_trailers",
-        "_unframed",
         "broken",
         "exchange",
         "idle_since",
@@ -42,6 +41,7 @@ class UpstreamConnection(asyncio.Protocol):
         "served",
         "status",
         "transport",
+        "unframed",
     )
 
     def __init__(self, pool: Pool, key: Hashable) -> None:
@@ -61,7 +61,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._in_head = True
         self._seen = 0
         self._complete = False
-        self._unframed = False
+        self.unframed = False
 
     # --- the transport -----------------------------------------------------------------------
 
@@ -164,7 +164,7 @@ class UpstreamConnection(asyncio.Protocol):
     @property
     def ends_with_connection(self) -> bool:
         """Whether the answer has no length of its own (RFC 9112 section 6.3)."""
-        return self._unframed and not self.broken
+        return self.unframed and not self.broken
 
     # --- what the parser tells -------------------------------------------------------------------
 
@@ -198,7 +198,6 @@ class UpstreamConnection(asyncio.Protocol):
                 self.exchange.interim(status, self._headers)
             return
         self.keep_alive = self._parser.should_keep_alive()
-        self._unframed = not any(name in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
         self.exchange.response_head(status, self._headers)
         if self.exchange is not None and self.exchange.is_head:
             # The parser waits for a body that HEAD never gets.
@@ -244,6 +243,7 @@ class Pool:
     """Open connections that serve nobody, by origin and account. Two accounts never share one."""
 
     def __init__(self, now: Callable[[], float]) -> None:
+        # The time of the last sweep is near enough.
         self._now = now
         self._idle: dict[Hashable, list[UpstreamConnection]] = {}
         self._all: set[UpstreamConnection] = set()
