@@ -8,8 +8,8 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from tests.support.git_server import Repository, git_environ
 from tests.support.proofs import assert_credentials_stay
+from tests.support.repositories import Repository, create, git_environ
 from tests.support.upstreams import Upstreams
 from tests.support.ways import Access, Reach, Way
 from tests.support.workplace import Workplace
@@ -22,7 +22,7 @@ LARGE = 3 << 20
 def repository(upstreams: Upstreams) -> tuple[str, Repository]:
     """Give a repository of this test's own, by its path."""
     name = f"owner/{secrets.token_hex(4)}.git"
-    return name, upstreams.git.create(name, {"README": "begin\n"})
+    return name, create(upstreams.git_folder, name, {"README": "begin\n"})
 
 
 def address(access: Access, name: str, *, key: bool = True) -> str:

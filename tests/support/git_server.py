@@ -1,97 +1,78 @@
-"""Git repositories over smart HTTP, by real `git http-backend`."""
+"""Repositories behind Basic: git's own http-backend on a LocalServer."""
 
 from __future__ import annotations
 
+import base64
 import os
+import ssl
 import subprocess
-from dataclasses import dataclass, field
-from email.parser import BytesHeaderParser
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlencode
 
-from tests.support.local_server import Answer, Received
+from tests.support.local_server import Answer, LocalServer, Received
 
-__all__ = ["GitHost", "Repository", "git_environ"]
-
-_PATIENCE_SECONDS = 60
+__all__ = ["GitServer", "git_server"]
 
 
-def git_environ(home: Path) -> dict[str, str]:
-    """Give git an environment that asks nobody, and has nobody's settings."""
-    return {
-        "PATH": os.environ["PATH"],
-        "HOME": str(home),
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_TERMINAL_PROMPT": "0",
-        "GIT_AUTHOR_NAME": "A Tester",
-        "GIT_AUTHOR_EMAIL": "tester@example.org",
-        "GIT_COMMITTER_NAME": "A Tester",
-        "GIT_COMMITTER_EMAIL": "tester@example.org",
-        "LC_ALL": "C",
-    }
+class GitServer:
+    """Serves the bare repositories below `folder` to whoever has this user and password; both may be changed."""
 
+    def __init__(self, folder: Path, *, user: str, password: str) -> None:
+        self.folder = folder
+        self.user = user
+        self.password = password
+        self.url = ""
+        self.requests: list[Received] = []
+        # Other schemes that it names beside Basic, or in its place.
+        self.challenge = 'Basic realm="forge"'
 
-@dataclass(frozen=True, kw_only=True)
-class Repository:
-    """A bare repository on this machine."""
+    def make(self, name: str) -> None:
+        """Make an empty repository that may be pushed to."""
+        path = self.folder / name
+        subprocess.run(["git", "init", "--quiet", "--bare", "-b", "main", str(path)], check=True)
+        subprocess.run(["git", "-C", str(path), "config", "http.receivepack", "true"], check=True)
 
-    folder: Path
-    environ: dict[str, str] = field(repr=False)
+    def respond(self, request: Received) -> Answer:
+        """Answer as a forge does: 401 first, then what http-backend says."""
+        self.requests.append(request)
+        pair = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+        if request.headers.get("authorization") != f"Basic {pair}":
+            return Answer(status=401, headers={"www-authenticate": self.challenge})
+        done = subprocess.run(
+            ["git", "http-backend"], input=request.body, capture_output=True, check=True, env=self._environ(request)
+        )
+        head, _, body = done.stdout.partition(b"\r\n\r\n")
+        headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
+        status = int(headers.pop("Status", "200 OK").split(" ")[0])
+        return Answer(status=status, headers=headers, body=body)
 
-    def git(self, *words: str) -> str:
-        """Run git in it."""
-        command = ["git", "-C", str(self.folder), *words]
-        done = subprocess.run(command, env=self.environ, capture_output=True, check=True, timeout=_PATIENCE_SECONDS)
-        return done.stdout.decode()
-
-
-class GitHost:
-    """Answers requests for the repositories below `folder`: put a server, and a door, in front of it."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def create(self, name: str, files: dict[str, str]) -> Repository:
-        """Make `name` (owner/repository.git) with one commit on main."""
-        folder = self._folder / name
-        work = self._folder / "work" / name
-        work.mkdir(parents=True)
-        environ = git_environ(self._folder)
-        for path, text in files.items():
-            (work / path).write_text(text)
-        in_work = Repository(folder=work, environ=environ)
-        in_work.git("init", "-q", "-b", "main")
-        in_work.git("add", ".")
-        in_work.git("commit", "-q", "-m", "begin")
-        in_work.git("clone", "-q", "--bare", str(work), str(folder))
-        # Without it a push over HTTP is refused, whoever asks (git-http-backend(1)).
-        repository = Repository(folder=folder, environ=environ)
-        repository.git("config", "http.receivepack", "true")
-        return repository
-
-    def __call__(self, request: Received) -> Answer:
-        """Run the CGI program (RFC 3875) for this request."""
-        environ = {
-            **git_environ(self._folder),
-            "GIT_PROJECT_ROOT": str(self._folder),
+    def _environ(self, request: Received) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "GIT_PROJECT_ROOT": str(self.folder),
             "GIT_HTTP_EXPORT_ALL": "1",
+            # The repositories may belong to whoever runs the tests under another name.
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": "safe.directory",
+            "GIT_CONFIG_VALUE_0": "*",
             "PATH_INFO": request.path,
-            "QUERY_STRING": urlencode(request.query),
+            "QUERY_STRING": "&".join(f"{name}={value}" for name, value in request.query.items()),
             "REQUEST_METHOD": request.method,
-            "REMOTE_USER": "x-access-token",
+            "REMOTE_USER": self.user,
+            "REMOTE_ADDR": "127.0.0.1",
             "CONTENT_TYPE": request.headers.get("content-type", ""),
             "CONTENT_LENGTH": str(len(request.body)),
             "HTTP_CONTENT_ENCODING": request.headers.get("content-encoding", ""),
             "GIT_PROTOCOL": request.headers.get("git-protocol", ""),
         }
-        done = subprocess.run(
-            ["git", "http-backend"],
-            input=request.body,
-            env=environ,
-            capture_output=True,
-            check=True,
-            timeout=_PATIENCE_SECONDS,
-        )
-        head, _, body = done.stdout.partition(b"\r\n\r\n")
-        fields = {name.lower(): value for name, value in BytesHeaderParser().parsebytes(head).items()}
-        return Answer(status=int(fields.pop("status", "200").split()[0]), headers=fields, body=body)
+
+
+@contextmanager
+def git_server(folder: Path, *, user: str, password: str, tls: ssl.SSLContext | None) -> Iterator[GitServer]:
+    """Start it."""
+    folder.mkdir(exist_ok=True)
+    forge = GitServer(folder, user=user, password=password)
+    with LocalServer(forge.respond, tls=tls) as server:
+        forge.url = server.url
+        yield forge

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.support.command_line import CommandLine
 from tests.support.front import Door, Target, guarded
-from tests.support.git_server import GitHost
+from tests.support.git_server import GitServer
 from tests.support.internet import Internet
 from tests.support.local_server import Answer, LocalServer, Received, Reply, Stream
 from tests.support.servers import ApiMock
@@ -61,7 +61,7 @@ class Upstreams:
 
     services: dict[str, Service]
     internet: Internet
-    git: GitHost
+    git_folder: Path
     llama: Target
     steps: Steps
 
@@ -91,7 +91,7 @@ def _mirror(request: Received) -> Answer:
 @contextlib.contextmanager
 def upstreams(ca: CertificateAuthority, aimock: ApiMock, folder: Path) -> Iterator[Upstreams]:
     """Start them all."""
-    git, llama, steps = GitHost(folder), Target(), Steps()
+    llama, steps = Target(), Steps()
     bearer = Target(aimock.url, {"authorization": f"Bearer {aimock.api_key}"})
     x_api_key = Target(aimock.url, {"x-api-key": aimock.api_key})
     with contextlib.ExitStack() as stack:
@@ -111,14 +111,16 @@ def upstreams(ca: CertificateAuthority, aimock: ApiMock, folder: Path) -> Iterat
         serve("mock-claude", Door(header="x-api-key", form="{key}"), x_api_key)
         serve("mock-bearer", Door(), x_api_key)
         serve("llama", Door(), llama, "/v1")
-        serve("forge", Door(user="x-access-token"), git)
+        forge = Door(user="x-access-token")
+        serve("forge", forge, GitServer(folder, user=forge.user, password=forge.key).respond)
         serve("vault", Door(), _digest)
         serve("mirror", Door(), _mirror)
         serve("pulse", Door(), steps)
         serve("openai", Door(), bearer, "/v1", "api.openai.com")
         serve("anthropic", Door(header="x-api-key", form="{key}"), x_api_key, "", "api.anthropic.com")
-        serve("github", Door(user="x-access-token"), git, "", "github.com")
-        yield Upstreams(services=services, internet=internet, git=git, llama=llama, steps=steps)
+        github = Door(user="x-access-token")
+        serve("github", github, GitServer(folder, user=github.user, password=github.key).respond, "", "github.com")
+        yield Upstreams(services=services, internet=internet, git_folder=folder, llama=llama, steps=steps)
 
 
 def declare(valetkey: CommandLine, service: Service) -> None:
