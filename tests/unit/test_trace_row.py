@@ -104,8 +104,7 @@ def test_control_characters_go_out() -> None:
 def test_long_texts_are_cut() -> None:
     found = cleaned(path="/" + "ab" * 5000, request_body="é" * BODY_LIMIT_BYTES)
     assert len(found.path) == 2048
-    assert found.request_body is not None
-    assert len(found.request_body.encode()) == BODY_LIMIT_BYTES
+    assert found.request_body is not None and len(str(found.request_body).encode()) == BODY_LIMIT_BYTES
 
 
 def test_the_beginning_of_a_secret_at_the_end_of_a_cut_body_goes_out() -> None:

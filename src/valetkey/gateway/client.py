@@ -126,7 +126,7 @@ class ClientConnection(asyncio.Protocol):
                 self._advance()
             elif front.waiting_up:
                 front.flush_up()
-            if len(queue) > 1 or (not front.attached and front.waiting_bytes > _MAX_WAITING_BYTES):
+            if len(queue) > 1 or (not front.attached and front.waiting_bytes > front.room_bytes):
                 self.pause("queue")
 
     def _keep_early(self, data: bytes) -> None:
@@ -202,10 +202,10 @@ class ClientConnection(asyncio.Protocol):
         front = self.queue[0] if self.queue else None
         if front is None or self.relaying or not self.queue[-1].body_complete or self.tunnel is not None:
             return False
+        if not front.half_closed():
+            return False
         self.half_closed = True
         self._stop()
-        # A client that was killed looks the same: it is not waited for without end.
-        front.half_closed()
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
