@@ -1,91 +1,121 @@
-"""`valetkey serve` as a process of its own, with logins and a valet key made by the command line."""
+"""A gateway in the background, as `valetkey up` starts it, and requests to it."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+from urllib.parse import urlsplit
 
-from tests.support.canary import holding
-from tests.support.command_line import CommandLine
+import httpx2
 
-__all__ = ["GatewayProcess", "serving"]
+from tests.support.command_line import PATIENCE_SECONDS, CommandLine
+from valetkey import serving
+from valetkey.errors import ValetkeyError
 
-_PATIENCE_SECONDS = 30
-
-
-@dataclass(frozen=True, kw_only=True)
-class GatewayProcess:
-    """A gateway that runs. `key` is a valet key of it; `log` is what it said."""
-
-    valetkey: CommandLine
-    url: str
-    socket: str
-    ca_file: Path
-    key: str = field(default="", repr=False)
-    key_id: str = ""
-    log: Path
-
-    @property
-    def proxy_url(self) -> str:
-        """Give what goes into HTTPS_PROXY."""
-        return self.url.replace("http://", f"http://x:{self.key}@")
-
-    def create_key(self, *grants: str) -> GatewayProcess:
-        """Make another valet key, for these accounts, and give the gateway as its holder sees it."""
-        made = self.valetkey("key", "create", *(word for name in grants for word in ("--grant", name)), "--json")
-        assert made.status == 0, made.err
-        return replace(self, key=made.json["key"], key_id=made.json["id"])
-
-    def shows(self, secret: str) -> list[str]:
-        """Name the files with this secret in the clear: what it said, its trace, everything in its home."""
-        return holding(secret, [self.log, *self.valetkey.home.rglob("*")])
+__all__ = [
+    "about",
+    "ask",
+    "background",
+    "declare",
+    "end",
+    "ended",
+    "kill",
+    "kill_what_is_left",
+    "make_key",
+    "until",
+]
 
 
 @contextlib.contextmanager
-def serving(valetkey: CommandLine, *, environ: dict[str, str]) -> Iterator[GatewayProcess]:
-    """Start it on a free port, and end it by its process id."""
-    log = valetkey.home.parent / "serve.log"
-    with log.open("wb") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "valetkey", "serve", "--port", "0", "--json"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            env={**valetkey.environ, **environ},
-        )
-    assert process.stdout is not None
-    # What hangs is ended, and then there is no line to read.
-    patience = threading.Timer(_PATIENCE_SECONDS, process.kill)
-    patience.start()
+def background(line: CommandLine) -> Iterator[dict[str, Any]]:
+    """Run it, give what `up` says, and see that it is gone afterwards, whatever the test did to it."""
+    done = line("up", "--json")
     try:
-        about = _first_document(process.stdout)
-        patience.cancel()
-        assert about is not None, f"the gateway did not start: {log.read_text()}"
-        ca_file = valetkey.home / "ca" / "ca.pem"
-        yield GatewayProcess(valetkey=valetkey, url=about["url"], socket=about["socket"], ca_file=ca_file, log=log)
+        assert done.status == 0, done.err
+        yield done.json
     finally:
-        patience.cancel()
-        process.terminate()
-        try:
-            process.wait(_PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
+        end(line)
 
 
-def _first_document(stdout: IO[bytes]) -> Any:
-    """Read as far as the document goes that is told once the gateway serves; None where it ended before."""
-    lines = []
-    for line in stdout:
-        lines.append(line)
-        if line == b"}\n":
-            return json.loads(b"".join(lines))
-    return None
+def end(line: CommandLine) -> None:
+    """End what runs on this home, with all means."""
+    home = str(line.home)
+    found = serving.about(home)
+    if found is not None and serving.is_alive(home):
+        os.kill(found["pid"], signal.SIGCONT)
+        line("down", "--now")
+        if serving.is_alive(home):
+            os.kill(found["pid"], signal.SIGKILL)
+    until(lambda: not serving.is_alive(home))
+
+
+def kill_what_is_left(home: Path) -> None:
+    """Kill a gateway that a failed test left behind: it would live for hours."""
+    with contextlib.suppress(OSError, ValueError, KeyError, ValetkeyError):
+        if serving.is_alive(str(home)):
+            os.kill(json.loads((home / "run" / serving.ABOUT).read_bytes())["pid"], signal.SIGKILL)
+
+
+def until(true: Callable[[], object]) -> None:
+    """Wait until it is: another process does it. Raises: AssertionError."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not true():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.01)
+
+
+def about(line: CommandLine) -> dict[str, Any]:
+    """Give what the running one says of itself. Raises: AssertionError where none runs."""
+    found = serving.running(str(line.home))
+    assert found is not None
+    return found
+
+
+def ended(pid: int) -> bool:
+    """Say whether the process is gone; a zombie that nobody has waited for is too."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def kill(line: CommandLine) -> None:
+    """Kill it as nothing can be prepared for."""
+    pid = about(line)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: ended(pid))
+
+
+def declare(line: CommandLine, url: str, *, id: str = "acme", key: str = "sk-" + "upstream" * 5) -> str:
+    """Declare a provider at this address, log in there without asking it, and give the key."""
+    line.declare(
+        id,
+        f'[api]\nbase_url = "{url}"\nhosts = ["{urlsplit(url).netloc}"]\ndialect = "openai-chat"\nallow_http = true\n'
+        'probe = { get = "/models" }\n[[auth]]\nid = "api-key"\nkind = "api-key"\n'
+        'inject = [{ set = { authorization = "Bearer {key}" } }]\n',
+    )
+    done = line("login", id, "--key", "-", "--no-verify", stdin=key)
+    assert done.status == 0, done.err
+    return key
+
+
+def make_key(line: CommandLine, *words: str, grant: str = "acme") -> str:
+    """Make a valet key and give it."""
+    done = line("key", "create", "--grant", grant, *words, "--json")
+    assert done.status == 0, done.err
+    made: str = done.json["key"]
+    return made
+
+
+def ask(line: CommandLine, key: str, path: str = "/acme/models", *, method: str = "GET") -> httpx2.Response:
+    """Send a request with this valet key."""
+    url = about(line)["url"]
+    with httpx2.Client(timeout=PATIENCE_SECONDS, trust_env=False) as client:
+        return client.request(method, url + path, headers={"authorization": f"Bearer {key}"})

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, assert_never
 
+from tests.support.foreground import GatewayProcess
 from tests.support.front import Door
-from tests.support.gateway_process import GatewayProcess
 from tests.support.local_server import LocalServer
 
 __all__ = ["Access", "Reach", "Service", "Way", "access", "trusting"]

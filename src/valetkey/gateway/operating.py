@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from valetkey.account_state import in_store
 from valetkey.broker import Broker
@@ -15,6 +17,7 @@ from valetkey.gateway.approvals import Approvals
 from valetkey.gateway.metrics import Metrics
 from valetkey.gateway.ring import Ring
 from valetkey.gateway.server import Gateway
+from valetkey.gateway.telemetry import Telemetry
 from valetkey.gateway.trace import Trace
 from valetkey.stores.passphrase import Passphrase
 from valetkey.stores.sqlite import SqliteStore
@@ -36,6 +39,7 @@ class Parts:
     ring: Ring
     trace: Trace
     metrics: Metrics
+    telemetry: Telemetry | None
     approvals: Approvals
     gateway: Gateway
 
@@ -57,6 +61,7 @@ class Operating:
         self._changed = changed
         self._stop = stop
         self._heard_at = self._clock.monotonic()
+        self._declarations = self._look_at_files()
 
     # --- what goes on ----------------------------------------------------------------------------
 
@@ -93,8 +98,17 @@ class Operating:
         else:
             self._tell()  # the engine looks too, at each request
 
+    def look_at_declarations(self) -> None:
+        """Read the user's own declarations anew where one was written or removed."""
+        if self._look_at_files() != self._declarations:
+            self.refresh()
+
     def refresh(self) -> None:
-        """Read keys and accounts anew now, and close what goes on with a key that counts no more."""
+        """Read keys, accounts and declarations anew now, and close what goes on with a key that counts no more."""
+        files = self._look_at_files()
+        for path in {path for path, *_ in files ^ self._declarations}:
+            self._parts.broker.catalogue.forget(path.stem)
+        self._declarations = files
         try:
             # Whatever opens without asking anybody is open: `token` is answered from here.
             if self._parts.store.source_kind() is not None:
@@ -103,6 +117,14 @@ class Operating:
             log.info("the store does not open: %s", error.message)
         self._parts.gateway.refresh()
         self._tell()
+
+    def _look_at_files(self) -> frozenset[tuple[Path, int, int]]:
+        found = []
+        for path in self._parts.broker.catalogue.files():
+            with suppress(OSError):  # removed in between
+                status = path.stat()
+                found.append((path, status.st_mtime_ns, status.st_ino))
+        return frozenset(found)
 
     def _tell(self) -> None:
         """Say to whoever looks whether the store is locked: `list` asks nobody."""
