@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_line import CommandLine
-from tests.support.foreground import GatewayProcess, serving
 from tests.support.servers import ApiMock
+from tests.support.serving_gateway import GatewayProcess, serving
 from tests.support.tls import CertificateAuthority
 from tests.support.upstreams import Upstreams, declare
 from tests.support.upstreams import upstreams as running_upstreams

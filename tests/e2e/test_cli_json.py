@@ -17,6 +17,7 @@ from tests.support.local_server import Answer, LocalServer, Received
 from valetkey.cli.frame import valetkey as root
 
 KEY = "sk-" + "json1" * 8
+AWS_KEYS = f"access_key_id=AKIA{'A' * 16}\nsecret_access_key={'s' * 40}\n"
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 # `exec` gives what its command gives. The demo has a test of its own, with its model.
 WITHOUT_SHAPE = {"exec"}
@@ -86,6 +87,15 @@ def commands(server: LocalServer, folder: Path) -> list[tuple[str, list[str], st
         ("auth switch", ["acme@default"], ""),
         ("token", ["acme"], ""),
         ("env", ["acme"], ""),
+        ("login", ["github", "--method", "token", "--key", "-", "--no-verify"], KEY),
+        ("login", ["aws", "--method", "keys", "--key", "-", "--no-verify"], AWS_KEYS),
+        ("helper git", ["get"], "protocol=https\nhost=github.com\n\n"),
+        ("helper aws", ["aws"], ""),
+        ("helper claude", ["acme"], ""),
+        ("helper docker", ["get"], "github.com"),
+        ("setup", ["git", "--yes"], ""),
+        ("logout", ["github", "--yes"], ""),
+        ("logout", ["aws", "--yes"], ""),
         ("ask", ["-m", "acme/small", "hi"], ""),
         ("models", [], ""),
         ("models use", ["acme/small"], ""),

@@ -18,9 +18,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.foreground import GatewayProcess
 from tests.support.proofs import assert_credentials_stay
 from tests.support.servers import ApiMock, ModelServer
+from tests.support.serving_gateway import GatewayProcess
 from tests.support.upstreams import Upstreams
 from tests.support.ways import Access, Reach, Way
 from tests.support.workplace import Workplace, node_program, python_program

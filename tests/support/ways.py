@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, assert_never
 
-from tests.support.foreground import GatewayProcess
 from tests.support.front import Door
 from tests.support.local_server import LocalServer
+from tests.support.serving_gateway import GatewayProcess
 
 __all__ = ["Access", "Reach", "Service", "Way", "access", "trusting"]
 

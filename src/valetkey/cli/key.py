@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["key"]
 
 
-
 @group("key", short_help="Make, list and revoke valet keys.")
 def key(state: State) -> None:
     """Make keys that open chosen accounts through the gateway and nothing else, list them, revoke them."""

@@ -80,6 +80,8 @@ class Exchange:
     started = False
     attached = False
     admitted = False
+    # The parser has stopped: what follows is another protocol, and `leftover` what came of it too early.
+    upgrading = False
     leftover = b""
     problem: Answer | None = None
     head: ReadHead | None = None
@@ -162,6 +164,12 @@ class Exchange:
             else:
                 self.problem = told
 
+    def upgrades(self, leftover: bytes) -> None:
+        """Take it that what follows on the connection is no HTTP any more, whether or not it is wanted."""
+        self.upgrading = True
+        self.keep_alive = False
+        self.leftover = leftover
+
     def body_end(self) -> None:
         """Take the end of the request."""
         self.up.complete = True
@@ -184,6 +192,7 @@ class Exchange:
         gateway = self.gateway
         self.started = True
         self._begun = gateway.now()
+        self.client.deadline = gateway.tick + gateway.settings.response_seconds
         gateway.begun()
         try:
             self._start()
@@ -220,6 +229,9 @@ class Exchange:
         head = read_request(self.method, self.version, self.headers, has_body=length > 0)
         if isinstance(head, Problem):
             self._malformed(head)
+            return
+        if self.upgrading and not head.websocket and self.method != b"CONNECT":
+            self._malformed(Problem(status=400, reason="asks for an upgrade that the gateway does not see"))
             return
         self.head = head
         self.up.chunked = head.chunked
@@ -471,7 +483,8 @@ class Exchange:
             # What HTTP/1.0 is not told the length of ends with the connection.
             chunked = self.version == "1.1"
             framing = b"transfer-encoding: chunked\r\n" if chunked else b""
-        if not self.keep_alive or self.gateway.draining:
+        if not self.keep_alive or not self.up.complete or self.gateway.draining:
+            # An answer before the end of the request is mostly a refusal: nobody knows whether the rest comes.
             self.keep_alive = False
             framing += b"connection: close\r\n"
         head = b"%b%b%b\r\n" % (status_line(status), write_headers(lines), framing)
@@ -488,6 +501,8 @@ class Exchange:
 
     def response_body(self, data: bytes) -> None:
         """Take a piece of the answer's body."""
+        if self._finished:
+            return
         if self._kept is not None:
             self._kept_body += (data,)
             if sum(map(len, self._kept_body)) > _MAX_KEPT_ANSWER:
@@ -501,7 +516,7 @@ class Exchange:
 
     def flush_down(self) -> None:
         """Send on what has come of the answer."""
-        if self.down is not None:
+        if self.down is not None and not self._finished:
             data = self.down.take()
             if data:
                 self.client.write(data)
@@ -510,6 +525,8 @@ class Exchange:
     def response_done(self, trailers: list[Header]) -> None:
         """Take the end of the answer."""
         self.upstream = None
+        if self._finished:
+            return
         if self._kept is not None:
             self._spawn(self._renew())
             return
@@ -606,9 +623,13 @@ class Exchange:
             return
         self.upstream = None
         if self.client.relaying:
+            if self._scrubber is not None:
+                self.client.write(self._scrubber.finish())
             self._finish(keep_alive=False)
             return
-        if self.down is not None and clean and upstream.ends_with_connection:
+        if (self.down is not None or self._kept is not None or self._replaced is not None) and (
+            clean and upstream.ends_with_connection
+        ):
             self.response_done([])
             return
         repeatable = self.method in _IDEMPOTENT or any(
@@ -640,11 +661,16 @@ class Exchange:
             self._scrubber = Scrubber(self._ready.needles)
         self.down = Down(b"", chunked=False)
         self.down.out = []
+        self.relay()
+        return True
+
+    def relay(self) -> None:
+        """Pass bytes on from here on, and those first that came too early."""
         self.client.relaying = True
         rest, self.leftover = self.leftover, b""
         if rest:
             self.relay_up(rest)
-        return True
+        self.client.resume("upgrade")
 
     def relay_up(self, data: bytes) -> None:
         """Pass bytes on to the provider."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
-from valetkey.gateway.message import MAX_HEAD_BYTES, MAX_HEADERS, Header
+from valetkey.gateway.message import MAX_HEAD_BYTES, MAX_HEADERS, Header, head_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -105,8 +105,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if self.relaying:
             exchange.relay_down(bytes(data))
             return
-        if self._in_head:
-            self._seen += nbytes
+        self._seen += nbytes
         try:
             if self._parser is not None:
                 self._parser.feed_data(data)
@@ -120,8 +119,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
                 self.keep_alive = False  # the answer is whole; what follows it is nobody's
             else:
                 self.broken = self.broken or "its answer is no HTTP/1.1"
-        if self._in_head and self._seen > MAX_HEAD_BYTES:
-            self.broken = f"the head of its answer is longer than {MAX_HEAD_BYTES} bytes"
+        if self._seen > MAX_HEAD_BYTES and not self._complete:
+            self.broken = f"the head or the trailers of its answer are longer than {MAX_HEAD_BYTES} bytes"
         if self.broken:
             if self.exchange is not None:
                 self._fail(self.broken)
@@ -189,19 +188,29 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header, or a trailer where the head is over."""
+        if self._complete:
+            return
         (self._headers if self._in_head else self._trailers).append((name.lower(), value))
+        if len(self._trailers) > MAX_HEADERS:
+            self.broken = "its answer has too many trailers"
 
     def on_headers_complete(self) -> None:
         """Tell the exchange the head, or pass on an interim one."""
         if self._complete:
             return
         self._in_head = False
-        self._seen = 0
+        seen, self._seen = self._seen, 0
         if self.broken or self._parser is None or self.exchange is None:
             return
         self.status = status = self._parser.get_status_code()
         if len(self._headers) > MAX_HEADERS or not 100 <= status <= 599:
             self.broken = "its answer has a status that there is not, or too many headers"
+            return
+        if self._parser.get_http_version() not in ("1.1", "1.0"):
+            self.broken = "its answer is in another version of HTTP than 1.0 and 1.1"
+            return
+        if seen > MAX_HEAD_BYTES and head_size(self._headers) > MAX_HEAD_BYTES:
+            self.broken = f"the head of its answer is longer than {MAX_HEAD_BYTES} bytes"
             return
         if status < 200:
             if status != 101:
@@ -216,6 +225,9 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def on_body(self, data: bytes) -> None:
         """Pass on a piece of the body."""
+        self._seen = 0
+        if self._complete:
+            self.keep_alive = False  # HEAD has none: whoever sends one counts otherwise
         if self.exchange is not None and not self.broken and not self._complete:
             self.exchange.response_body(data)
 
