@@ -66,7 +66,7 @@ def watching(workplace: Workplace, access: Access) -> Iterator[subprocess.Popen[
 
 
 def question(*, stream: bool, model: str = "m") -> list[str]:
-    body = {"model": model, "stream": stream, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 24}
+    body = {"model": model, "stream": stream, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
     return ["-H", "content-type: application/json", "--data", json.dumps(body)]
 
 
