@@ -262,7 +262,7 @@ def profile(name: str, figures: Load, stacks: str) -> None:
         frames, _, count = line.rpartition(" ")
         names = frames.split(";")
         python = next((frame for frame in reversed(names) if ".py:" in frame), "")
-        if python.startswith(_WAITING) or names[-1].startswith("epoll_pwait"):
+        if any(waiting in python for waiting in _WAITING) or names[-1].startswith("epoll_pwait"):
             continue
         own[names[-1]] += int(count)
         for frame in set(names):
