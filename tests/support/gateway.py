@@ -19,7 +19,6 @@ from valetkey.broker import Broker
 from valetkey.clock import Clock, SystemClock
 from valetkey.config import Paths
 from valetkey.credential import ApiKey, Credential, CredentialRef, Secret
-
 from valetkey.gateway.authority import Authority
 from valetkey.gateway.dial import Dialler
 from valetkey.gateway.keys import Keys

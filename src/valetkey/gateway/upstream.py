@@ -19,9 +19,11 @@ __all__ = ["Pool", "UpstreamConnection"]
 # Providers close idle connections after one to several minutes; ours go first, so that no request meets a dead one.
 IDLE_SECONDS = 30.0
 MAX_IDLE = 256
+# What uvloop takes out of TLS at once.
+READ_BYTES = 256 * 1024
 
 
-class UpstreamConnection(asyncio.Protocol):
+class UpstreamConnection(asyncio.BufferedProtocol):
     """One connection to one origin for one account. `exchange` is what it serves now."""
 
     __slots__ = (
@@ -85,23 +87,31 @@ class UpstreamConnection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.write(data)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Give the one buffer of all connections: what is read is dealt with before the next read.
+
+        A buffer of its own for each read costs a tenth of a request in the kernel: it is mapped, shrunk and unmapped.
+        """
+        return self.pool.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Parse, and pass on in one piece what that gave."""
+        data = self.pool.buffer[:nbytes]
         exchange = self.exchange
         if exchange is None:
             # Bytes that nobody asked for: whatever they are, the next request must not get them.
             self.abort()
             return
         if self.relaying:
-            exchange.relay_down(data)
+            exchange.relay_down(bytes(data))
             return
         if self._in_head:
-            self._seen += len(data)
+            self._seen += nbytes
         try:
             if self._parser is not None:
                 self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._upgraded(exchange, data[upgrade.args[0] :])
+            self._upgraded(exchange, bytes(data[upgrade.args[0] :]))
             return
         except httptools.HttpParserError as error:
             if isinstance(error, httptools.HttpParserCallbackError) and error.__context__ is not None:
@@ -245,6 +255,7 @@ class Pool:
     def __init__(self, now: Callable[[], float]) -> None:
         # The time of the last sweep is near enough.
         self._now = now
+        self.buffer = memoryview(bytearray(READ_BYTES))
         self._idle: dict[Hashable, list[UpstreamConnection]] = {}
         self._all: set[UpstreamConnection] = set()
 
