@@ -251,7 +251,7 @@ def rotation(one: Rotated, *, seconds: float) -> None:
 
 # What waits takes no time, and py-spy cannot always tell. What nearly every sample has says nothing.
 _WAITING = ("wait (threading.py", "get (queue.py", "_worker (concurrent")
-_EVERYWHERE = 0.95
+_EVERYWHERE = 0.85
 
 
 def profile(name: str, figures: Load, stacks: str) -> None:
