@@ -94,6 +94,10 @@ def commands(server: LocalServer, folder: Path) -> list[tuple[str, list[str], st
         ("import", ["code-mesh", str(auth), "--dry-run"], ""),
         ("policy check", [str(policy)], ""),
         ("policy explain", ["GET", "/acme/models", "--policy", str(policy), "--grant", "acme"], ""),
+        ("ca show", [], ""),
+        ("ca export", [str(folder / "exported.pem")], ""),
+        ("ca install-hint", [], ""),
+        ("ca rotate", ["--yes"], ""),
         ("store source", [], ""),
         ("store rekey", [], ""),
         ("store backup", [backup, "--passphrase-file", "-"], "a passphrase\n"),
@@ -134,6 +138,7 @@ def test_the_shapes_within_are_the_documented_ones_too(home: Path, server: Local
     assert said(line("config", "show", "--json").json["settings"][0]) in text
     assert said(line("doctor", "--offline", "--json").json["findings"][0]) in text
     assert said(line("models", "--json").json["providers"][0]) in text
+    assert said(line("ca", "install-hint", "--json").json["hints"][0]) in text
 
 
 def test_an_error_is_one_document_too_whatever_was_wrong(home: Path) -> None:
