@@ -50,11 +50,13 @@ def test_a_pair_goes_into_basic(tmp_path: Path) -> None:
 
 
 def test_a_key_goes_into_the_query_in_place_of_the_clients(tmp_path: Path) -> None:
-    with Upstream() as upstream:
-        with running_gateway(placed(upstream.url, query={"key": "{key}"}), home=tmp_path) as gateway:
-            token = gateway.key()
-            _, by_query = sent(gateway, upstream, asked(gateway, f"/acme/x?a=1&key={token}&b=2"))
-            _, by_header = sent(gateway, upstream, asked(gateway, "/acme/x?key=other", f"x-api-key: {token}"))
+    with (
+        Upstream() as upstream,
+        running_gateway(placed(upstream.url, query={"key": "{key}"}), home=tmp_path) as gateway,
+    ):
+        token = gateway.key()
+        _, by_query = sent(gateway, upstream, asked(gateway, f"/acme/x?a=1&key={token}&b=2"))
+        _, by_header = sent(gateway, upstream, asked(gateway, "/acme/x?key=other", f"x-api-key: {token}"))
     assert by_query.target == f"/x?a=1&b=2&key={quote(KEY, safe='')}"
     assert by_header.target == f"/x?key={quote(KEY, safe='')}"
 
@@ -67,9 +69,11 @@ def test_a_key_goes_into_a_cookie_and_the_clients_cookies_go_nowhere(tmp_path: P
 
 
 def test_a_key_goes_into_the_path_where_the_client_wrote_its_own(tmp_path: Path) -> None:
-    with Upstream() as upstream:
-        with running_gateway(placed(upstream.url, replace={"path": "{key}"}), home=tmp_path) as gateway:
-            status, request = sent(gateway, upstream, asked(gateway, f"/acme/bot{gateway.key()}/getMe"))
+    with (
+        Upstream() as upstream,
+        running_gateway(placed(upstream.url, replace={"path": "{key}"}), home=tmp_path) as gateway,
+    ):
+        status, request = sent(gateway, upstream, asked(gateway, f"/acme/bot{gateway.key()}/getMe"))
     assert status == 200
     assert request.target == f"/bot{KEY}/getMe"
     assert request.header("authorization") is None
@@ -77,31 +81,35 @@ def test_a_key_goes_into_the_path_where_the_client_wrote_its_own(tmp_path: Path)
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_a_key_goes_into_the_body_where_the_client_wrote_its_own(tmp_path: Path, framing: str) -> None:
-    with Upstream() as upstream:
-        with running_gateway(placed(upstream.url, replace={"body": "{key}"}), home=tmp_path) as gateway:
-            token = gateway.key()
-            body = f'{{"key": "{token}", "text": "{"x" * 100_000}"}}'.encode()
-            head = f"POST /acme/x HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {token}\r\n"
-            if framing == "length":
-                whole = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-            else:
-                whole = f"{head}Transfer-Encoding: chunked\r\n\r\n{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n"
-            with gateway.raw() as client:
-                assert client.send(whole[:300], whole[300:]).answer()[0] == 200
-                # And once more on the same connection.
-                assert client.send(whole).answer()[0] == 200
+    with (
+        Upstream() as upstream,
+        running_gateway(placed(upstream.url, replace={"body": "{key}"}), home=tmp_path) as gateway,
+    ):
+        token = gateway.key()
+        body = f'{{"key": "{token}", "text": "{"x" * 100_000}"}}'.encode()
+        head = f"POST /acme/x HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {token}\r\n"
+        if framing == "length":
+            whole = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        else:
+            whole = f"{head}Transfer-Encoding: chunked\r\n\r\n{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n"
+        with gateway.raw() as client:
+            assert client.send(whole[:300], whole[300:]).answer()[0] == 200
+            # And once more on the same connection.
+            assert client.send(whole).answer()[0] == 200
     first, again = upstream.requests
     assert first.body == again.body == body.replace(token.encode(), KEY.encode())
     assert first.header("content-length") == str(len(first.body))
 
 
 def test_a_body_that_is_to_get_a_key_is_not_endless(tmp_path: Path) -> None:
-    with Upstream() as upstream:
-        with running_gateway(placed(upstream.url, replace={"body": "{key}"}), home=tmp_path) as gateway:
-            head = f"POST /acme/x HTTP/1.1\r\nHost: g\r\nx-api-key: {gateway.key()}\r\nContent-Length: 3000000\r\n\r\n"
-            with gateway.raw() as client:
-                client.send(head, b"x" * 1_100_000)
-                assert client.head()[0] == 413
+    with (
+        Upstream() as upstream,
+        running_gateway(placed(upstream.url, replace={"body": "{key}"}), home=tmp_path) as gateway,
+    ):
+        head = f"POST /acme/x HTTP/1.1\r\nHost: g\r\nx-api-key: {gateway.key()}\r\nContent-Length: 3000000\r\n\r\n"
+        with gateway.raw() as client:
+            client.send(head, b"x" * 1_100_000)
+            assert client.head()[0] == 413
     assert upstream.requests == []
 
 
@@ -123,11 +131,14 @@ def test_a_valet_key_that_would_reach_the_provider_is_refused(tmp_path: Path, wh
 
 
 def test_the_key_of_one_account_is_not_put_in_for_another_host(tmp_path: Path) -> None:
-    with Upstream() as one, Upstream() as other:
-        with running_gateway(acme(one.url, id="one"), acme(other.url, id="other"), home=tmp_path) as gateway:
-            token = gateway.key("one")
-            with gateway.raw() as client:
-                status, _, body = client.send(asked(gateway, "/other/x", f"x-api-key: {token}")).answer()
+    with (
+        Upstream() as one,
+        Upstream() as other,
+        running_gateway(acme(one.url, id="one"), acme(other.url, id="other"), home=tmp_path) as gateway,
+    ):
+        token = gateway.key("one")
+        with gateway.raw() as client:
+            status, _, body = client.send(asked(gateway, "/other/x", f"x-api-key: {token}")).answer()
     assert status == 404
     assert b"unknown_provider" in body
     assert other.requests == []
