@@ -67,11 +67,6 @@ class Paths:
         return self.home / "run"
 
     @property
-    def trace(self) -> Path:
-        """The SQLite file of requests."""
-        return self.home / "trace.db"
-
-    @property
     def providers(self) -> Path:
         """The user's own declarations."""
         return self.home / "providers"

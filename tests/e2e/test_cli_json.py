@@ -94,6 +94,10 @@ def commands(server: LocalServer, folder: Path) -> list[tuple[str, list[str], st
         ("import", ["code-mesh", str(auth), "--dry-run"], ""),
         ("policy check", [str(policy)], ""),
         ("policy explain", ["GET", "/acme/models", "--policy", str(policy), "--grant", "acme"], ""),
+        ("key create", ["--grant", "acme", "--name", "ci"], ""),
+        ("key list", [], ""),
+        ("key revoke", ["ci"], ""),
+        ("trace", [], ""),
         ("store source", [], ""),
         ("store rekey", [], ""),
         ("store backup", [backup, "--passphrase-file", "-"], "a passphrase\n"),
@@ -133,6 +137,10 @@ def test_the_shapes_within_are_the_documented_ones_too(home: Path, server: Local
     assert said(line("providers", "check", "--json").json["providers"][0]) in text
     assert said(line("config", "show", "--json").json["settings"][0]) in text
     assert said(line("doctor", "--offline", "--json").json["findings"][0]) in text
+    line("key", "create", "--grant", "acme")
+    key = line("key", "list", "--json").json["keys"][0]
+    assert said(key) in text
+    assert said(key["limits"]) in text
     assert said(line("models", "--json").json["providers"][0]) in text
 
 

@@ -177,10 +177,15 @@ class _Server(ThreadingHTTPServer):
 
     def finish_request(self, request: object, client_address: object) -> None:
         assert isinstance(request, socket.socket)
-        # The handshake happens in the connection's own thread, so that a client that fails holds up nobody.
-        connection = request if self._tls is None else self._tls.wrap_socket(request, server_side=True)
+        connection = request
+        if self._tls is not None:
+            connection = self._tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
         self._connections.add(connection)
         try:
+            if isinstance(connection, ssl.SSLSocket):
+                # In the connection's own thread, so that a client that fails holds up nobody; and when it is known, so
+                # that one that keeps silent does not hold up the end.
+                connection.do_handshake()
             super().finish_request(connection, client_address)
         finally:
             self._connections.discard(connection)

@@ -97,6 +97,10 @@ def test_the_nearest_folder_says_which_account_serves(home: Path) -> None:
         ('[login]\nbrowser = "firefox"\n', 2, "login.browser", "one of: auto, never"),
         ('[login]\ntimeout_seconds = "5"\n', 2, "login.timeout_seconds", "number of seconds"),
         ("[login]\ntimeout_seconds = true\n", 2, "login.timeout_seconds", "number of seconds"),
+        ("[trace]\nkeep_days = 0\n", 2, "trace.keep_days", "whole number"),
+        ("[trace]\nkeep_days = true\n", 2, "trace.keep_days", "whole number"),
+        ("[trace]\nmax_rows = 1.5\n", 2, "trace.max_rows", "whole number"),
+        ("[trace]\nmax_rows = 1000000001\n", 2, "trace.max_rows", "thousand million"),
         ("[login]\ntimeout_seconds = 0\n", 2, "login.timeout_seconds", "more than 0"),
         ("[login]\ntimeout_seconds = nan\n", 2, "login.timeout_seconds", "more than 0"),
         ("store.key_command = 'op read'\n", 1, "store.key_command", "list of texts"),
@@ -140,6 +144,15 @@ def test_a_variable_that_cannot_be_used_is_named(home: Path) -> None:
     assert "number of seconds" in caught.value.hint
     with pytest.raises(ConfigError, match="VALETKEY_STORE_KEY_COMMAND"):
         load(environ(home, VALETKEY_STORE_KEY_COMMAND="op 'read"))
+
+
+def test_a_number_of_things_is_taken_from_file_and_variable(home: Path) -> None:
+    write(home, "[trace]\nkeep_days = 3\n")
+    config = load(environ(home, VALETKEY_TRACE_MAX_ROWS="500"))
+    assert (config.count("trace.keep_days"), config.count("trace.max_rows")) == (3, 500)
+    for wrong in ("0", "-1", "1e3", "9" * 11, "²"):
+        with pytest.raises(ConfigError, match="VALETKEY_TRACE_MAX_ROWS"):
+            load(environ(home, VALETKEY_TRACE_MAX_ROWS=wrong))
 
 
 def test_a_folder_in_the_files_place_is_refused(home: Path) -> None:

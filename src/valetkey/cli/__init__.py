@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "lock": "valetkey.cli.serve:lock",
     "unlock": "valetkey.cli.serve:unlock",
     "approvals": "valetkey.cli.approvals:approvals",
+    "ca": "valetkey.cli.ca:ca",
     "store": "valetkey.cli.store:store",
     "config": "valetkey.cli.settings:config",
     "doctor": "valetkey.cli.doctor:doctor",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
     from valetkey.gateway.limits import Limits
 
 __all__ = ["key"]
-
-_ADDRESS = "http://127.0.0.1:4380"
 
 
 @group("key", short_help="Make, list and revoke valet keys.")
@@ -191,24 +187,21 @@ def _keys(state: State) -> Keys:
 # --- the gateway that runs -------------------------------------------------------------------
 
 
-def _serving() -> ModuleType | None:
-    try:
-        return importlib.import_module("valetkey.serving")
-    except ModuleNotFoundError:
-        return None
-
-
 def _tell_gateway(state: State) -> None:
     """Let the gateway that runs read its keys now; it sees by itself that the store has changed, a little later."""
-    if (serving := _serving()) is not None:
-        serving.poke(str(state.paths.home))
+    from valetkey import serving
+
+    serving.poke(str(state.paths.home))
 
 
 def _address(state: State) -> str:
-    if (serving := _serving()) is not None:
-        with suppress(GatewayDown):
-            return str(serving.base_url(str(state.paths.home)))
-    return _ADDRESS
+    """Give the address of the gateway that runs, else the one where it will listen."""
+    from valetkey import serving
+
+    with suppress(GatewayDown):
+        return serving.base_url(str(state.paths.home))
+    host = state.config.text("gateway.host") or "127.0.0.1"
+    return f"http://{f'[{host}]' if ':' in host else host}:{state.config.port('gateway.port')}"
 
 
 for _command in (create, list_keys, revoke):

@@ -12,7 +12,7 @@ import httptools
 
 from valetkey.gateway.answers import failed
 from valetkey.gateway.exchange import Exchange, Repeat
-from valetkey.gateway.message import MAX_HEAD_BYTES, MAX_HEADERS, REQUEST_LINE, Header, head_size
+from valetkey.gateway.message import MAX_HEAD_BYTES, MAX_HEADERS, Header, head_size, version_of
 
 if TYPE_CHECKING:
     from valetkey.gateway.plan import Tunnel
@@ -42,6 +42,7 @@ class ClientConnection(asyncio.Protocol):
         "_seen",
         "_stopped",
         "_url",
+        "_version",
         "closing",
         "deadline",
         "gateway",
@@ -73,6 +74,8 @@ class ClientConnection(asyncio.Protocol):
         self._line: bytes | None = b""
         self._in_head = True
         self._seen = 0
+        # As the first line has it; empty where it was not looked at, behind another request in one piece.
+        self._version = ""
         self._stopped = False
         # The client takes its answers slower than they come.
         self._full = False
@@ -142,13 +145,18 @@ class ClientConnection(asyncio.Protocol):
             data = self._line + data
         elif not self.queue:
             self.deadline = self.gateway.tick + self.gateway.settings.head_seconds
-        if REQUEST_LINE.match(data):
-            self._line = None
-            return data
-        if b"\n" not in data.removeprefix(b"\r\n") and len(data) <= MAX_HEAD_BYTES:
+        # RFC 9112 section 2.2: one empty line before it is left over from a sloppy client.
+        start = 2 if data.startswith(b"\r\n") else 0
+        end = data.find(b"\n", start)
+        if end < 0 and len(data) <= MAX_HEAD_BYTES:
             self._line = data
             return None
-        if len(data) > MAX_HEAD_BYTES:
+        version = version_of(data[start : end + 1])
+        if version:
+            self._line = None
+            self._version = version
+            return data
+        if end < 0:
             self._refuse(431, _TOO_LONG)
         else:
             self._refuse(400, "does not begin with a line of HTTP/1.1")
@@ -305,7 +313,7 @@ class ClientConnection(asyncio.Protocol):
             self,
             parser.get_method(),
             self._url,
-            parser.get_http_version(),
+            self._version or parser.get_http_version(),
             parser.should_keep_alive(),
             self._headers,
             self._lengths,
@@ -324,6 +332,7 @@ class ClientConnection(asyncio.Protocol):
         """Tell the request's end."""
         self._in_head = True
         self._line = b""
+        self._version = ""
         if self._receiving is not None:
             self._receiving.body_end()
 
@@ -340,9 +349,10 @@ class ClientConnection(asyncio.Protocol):
             self.close()
             return
         self.deadline = self.gateway.tick + self.gateway.settings.idle_seconds
-        if len(self.queue) < 2:
-            self.resume("queue")
-        self.resume("upstream")
+        if self._paused_by:
+            if len(self.queue) < 2:
+                self.resume("queue")
+            self.resume("upstream")
         if self.queue:
             # Not from within: a thousand pipelined refusals are no reason for a thousand frames.
             self.gateway.loop.call_soon(self._advance)

@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 _MAX_KEPT_ANSWER = 64 * 1024
 # RFC 9110 section 9.2.2: what may be sent again when a kept connection turns out to be dead.
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
+# A Row in half the time of its own constructor.
+_made = tuple.__new__
 # A client that has closed its half may be gone altogether: so long it is waited for (seconds).
 _HALF_CLOSED_SECONDS = 5.0
 
@@ -334,7 +336,10 @@ class Exchange:
         elif plan.ref is None:
             self._send(None)
         else:
-            ready = self.gateway.credentials.ready(plan.ref)
+            repeat = self._repeat
+            ready = None if repeat is None else repeat.ready
+            if ready is None or self._begun >= ready.until:
+                ready = self.gateway.credentials.ready(plan.ref)
             if ready is None:
                 self._spawn(self._fetch_and_send(plan))
             else:
@@ -355,7 +360,7 @@ class Exchange:
             out = repeat.out
         else:
             out = self._head_for(plan, ready)
-            if self.live.marker in out:
+            if out.find(self.live.marker) >= 0:
                 told = answers.failed(
                     400,
                     "key_in_request",
@@ -444,6 +449,8 @@ class Exchange:
             if self.upstream is not None:
                 self.upstream.broken = "the length of its answer is unclear"
             return
+        if self.upstream is not None:
+            self.upstream.unframed = read.length is None and not read.chunked
         if status == 401 and self._may_renew(read):
             self._kept = status, read
             return
@@ -794,26 +801,30 @@ class Exchange:
             return
         now = gateway.now()
         first = self._first_byte
+        account, method, host, path, way = ("", "", "", "", "") if plan is None else plan.told
         gateway.trace.add(
-            Row(
-                gateway.wall(self._begun),
-                "" if live is None else live.key.id,
-                "" if plan is None else plan.account,
-                self.method.decode("latin-1") if plan is None else plan.method,
-                "" if plan is None else plan.host,
-                "" if plan is None else plan.path,
-                self._status,
-                self._outcome,
-                self._way() if plan is None else plan.way,
-                self.up.received,
-                0 if self.down is None else self.down.sent,
-                None if first is None else first * 1000,
-                (now - self._begun) * 1000,
-                None if reader is None else reader.model,
-                None if counted is None else counted.input_tokens,
-                None if counted is None else counted.output_tokens,
-                None,
-                None,
+            _made(
+                Row,
+                (
+                    gateway.wall(self._begun),
+                    "" if live is None else live.key.id,
+                    account,
+                    method or self.method.decode("latin-1"),
+                    host,
+                    path,
+                    self._status,
+                    self._outcome,
+                    way or self._way(),
+                    self.up.received,
+                    0 if self.down is None else self.down.sent,
+                    None if first is None else first * 1000,
+                    (now - self._begun) * 1000,
+                    None if reader is None else reader.model,
+                    None if counted is None else counted.input_tokens,
+                    None if counted is None else counted.output_tokens,
+                    None,
+                    None,
+                ),
             )
         )
 

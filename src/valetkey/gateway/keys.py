@@ -145,7 +145,7 @@ class Keys:
             return key
 
     def find(self, id_or_name: str) -> ValetKey:
-        """Give a key by its id, else the live one of this name, else the newest that had it. A whole token is its id.
+        """Give a key by its id, else the live one of this name, else the last that had it. A whole token is its id.
 
         Raises: UnknownKey.
         """
@@ -161,11 +161,11 @@ class Keys:
         return found[0]
 
     def all(self) -> list[ValetKey]:
-        """Give every key that can be read, the newest first. Raises: StoreError."""
+        """Give every key that can be read, the last made or revoked first. Raises: StoreError."""
         return [key for _, key in self.each() if isinstance(key, ValetKey)]
 
     def each(self) -> Iterator[tuple[str, ValetKey | RecordDamaged]]:
-        """Give every id and its key, the newest first; in place of one that is damaged the error."""
+        """Give every id and its key, in that order; in place of one that is damaged the error."""
         for key_id, _, _ in self._store.documents(KIND, limit=_EVERY):
             try:
                 document = self._store.document(KIND, key_id)

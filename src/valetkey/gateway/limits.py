@@ -34,7 +34,7 @@ class Meter:
         self.limits = limits
         self.unix_offset = unix_offset
         self.active = 0
-        self._day = self._day_of(now)
+        self._day_begins = self._day_of(now)
         self._tokens = tokens_today
         # When the last requests came, as many as a minute may have: where the next one is written stands the oldest.
         self._times = array("d", [-math.inf]) * (limits.requests_per_minute or 0)
@@ -61,9 +61,8 @@ class Meter:
 
     def tokens_today(self, now: float) -> int:
         """Give how many tokens the day has taken so far."""
-        day = self._day_of(now)
-        if day != self._day:
-            self._day, self._tokens = day, 0
+        if not self._day_begins <= now + self.unix_offset < self._day_begins + _DAY:
+            self._day_begins, self._tokens = self._day_of(now), 0
         return self._tokens
 
     def _wait(self, now: float) -> float | None:
@@ -79,5 +78,5 @@ class Meter:
             return _WHILE_BUSY
         return None
 
-    def _day_of(self, now: float) -> int:
-        return int((now + self.unix_offset) // _DAY)
+    def _day_of(self, now: float) -> float:
+        return (now + self.unix_offset) // _DAY * _DAY

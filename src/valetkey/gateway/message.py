@@ -16,7 +16,6 @@ __all__ = [
     "DISGUISES",
     "MAX_HEADERS",
     "MAX_HEAD_BYTES",
-    "REQUEST_LINE",
     "Header",
     "Problem",
     "ReadHead",
@@ -28,6 +27,7 @@ __all__ = [
     "read_response",
     "status_line",
     "trailer_lines",
+    "version_of",
     "write_headers",
 ]
 
@@ -39,9 +39,7 @@ MAX_HEADERS = 200
 
 # The methods that APIs have. CONNECT is the proxy's own.
 _METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"CONNECT", b"TRACE"))
-# llhttp also takes HTTP/0.9, RTSP, two spaces and more before it.
-# RFC 9112 section 2.2: one empty line before it is left over from a sloppy client.
-REQUEST_LINE = re.compile(rb"(?:\r\n)?[A-Z]{1,20} [\x21-\x7e]+ HTTP/1\.[01]\r\n")
+_VERSIONS = {b"HTTP/1.1\r\n": "1.1", b"HTTP/1.0\r\n": "1.0"}
 _LENGTH = re.compile(rb"(?:0|[1-9][0-9]{0,17})\Z")
 # RFC 9110 section 7.2: a host and perhaps a port. Which one it is counts only for a proxy.
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
@@ -126,6 +124,15 @@ class ReadHead:
         self.proxy_authorization: bytes | None = None
         self.credentials: list[Header] = []
         self.lines: list[Header] = []
+
+
+def version_of(line: bytes) -> str:
+    """Give the version of a request line (RFC 9112 section 3), its end with it; nothing where it is none.
+
+    llhttp also takes HTTP/0.9, RTSP, and two spaces between its parts.
+    """
+    parts = line.split(b" ")
+    return _VERSIONS.get(parts[2], "") if len(parts) == 3 and parts[0].isalpha() and parts[1] else ""
 
 
 def read_length(lengths: list[bytes]) -> int | Problem:

@@ -60,6 +60,7 @@ class Plan:
         "rewrites",
         "scheme",
         "start",
+        "told",
         "way",
     )
 
@@ -85,8 +86,11 @@ class Plan:
         self.near = self.ref is not None and (
             is_near(self.host_name) or (provider is not None and provider.origin != "built-in")
         )
-        self.pool_key = (self.scheme, self.host_name, self.port, self.ref)
+        # A text: it is hashed once.
+        self.pool_key = f"{self.origin} {self.account}"
         self.rewrites: tuple[Rewrite, ...] = () if provider is None else provider.api.rewrite
+        # For the trace.
+        self.told = (self.account, method, self.host, self.path, way)
         self.dialect = "none" if provider is None else provider.api.dialect
         self.start = b""
         if target is not None:

@@ -115,7 +115,7 @@ def assembled(config: Config, *, environ: Mapping[str, str], clock: Clock) -> Pa
         clock=clock,
         environ=environ,
     )
-    metrics = Metrics()
+    metrics = Metrics(providers=frozenset(provider.id for provider in broker.catalogue.all()))
     trace = Trace(config.paths.trace, clock, [metrics])
     ring = Ring(store, broker.catalogue, clock, environ, lambda key: trace.tokens_since(key, _midnight(clock)))
     approvals = Approvals(clock)

@@ -74,7 +74,7 @@ class Gateway:
         self.now = clock.monotonic
         self.credentials = Credentials(broker, clock)
         self.planner = Planner(broker.catalogue)
-        self.pool = Pool(clock.monotonic)
+        self.pool = Pool(lambda: self.tick)
         self.connections: set[ClientConnection] = set()
         self.draining = False
         # Counts the changes of keys and accounts: what was decided before one holds no more.
@@ -195,7 +195,7 @@ class Gateway:
     def ended(self) -> None:
         """Count it off."""
         self.active -= 1
-        self.last_activity = self.now()
+        self.last_activity = self.tick
         if self.draining and self.active == 0:
             self._quiet.set()
 

@@ -49,14 +49,27 @@ class _Form:
     model: str
     read: Callable[[object], Usage | None]
     has_counts: re.Pattern[bytes]
+    counts_mark: bytes
+    counts_alone: re.Pattern[bytes]
     model_mark: bytes
+    model_alone: re.Pattern[bytes]
 
 
 def _form(counts: str, model: str, read: Callable[[object], Usage | None], *, within: str | None = None) -> _Form:
-    # OpenAI sends `"usage": null` with every event but the last.
-    pattern = re.compile(rb'"%s"\s*:\s*\{' % counts.encode())
-    mark = b'"%s"' % model.encode()
-    return _Form(within=within, counts=counts, model=model, read=read, has_counts=pattern, model_mark=mark)
+    counts_mark, model_mark = (b'"%b"' % name.encode() for name in (counts, model))
+    return _Form(
+        within=within,
+        counts=counts,
+        model=model,
+        read=read,
+        # OpenAI sends `"usage": null` with every event but the last.
+        has_counts=re.compile(rb"%b\s*:\s*\{" % counts_mark),
+        counts_mark=counts_mark,
+        # An object that holds objects, and those none: what providers send.
+        counts_alone=re.compile(rb"%b\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})" % counts_mark),
+        model_mark=model_mark,
+        model_alone=re.compile(rb'%b\s*:\s*("[^"\\]*")' % model_mark),
+    )
 
 
 _FORMS: Mapping[str, _Form] = {
@@ -125,11 +138,30 @@ class _Whole:
     def finish(self) -> None:
         if self._pieces is None:
             return
-        answer = _decoded(b"".join(self._pieces))
+        document = b"".join(self._pieces)
         self._pieces = None
-        # Gemini streams a list of answers where no events are asked for.
+        if self._read_alone(document):
+            return
+        answer = _decoded(document)
         for part in answer if isinstance(answer, list) else [answer]:
             _take(self, self._form, part)
+
+    def _read_alone(self, document: bytes) -> bool:
+        """Decode the counts and the model alone, a third of the time; False where a name stands twice, or not at all.
+
+        Neither can be found inside a text: there the quotes around a name have backslashes before them.
+        """
+        form = self._form
+        if document.count(form.counts_mark) != 1 or document.count(form.model_mark) != 1:
+            return False
+        counts, model = form.counts_alone.search(document), form.model_alone.search(document)
+        if counts is None or model is None:
+            return False
+        usage, name = form.read(_decoded(counts[1])), _decoded(model[1])
+        if usage is None or not isinstance(name, str):
+            return False
+        self.usage, self.model = usage, name[:_LONGEST_MODEL] or None
+        return True
 
 
 class _Events:
