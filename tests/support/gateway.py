@@ -177,7 +177,6 @@ def running_gateway(
     dialler: Dialler | None = None,
     plain_loop: bool = False,
     unix_path: Path | None = None,
-    authority: Any = None,
 ) -> Iterator[RunningGateway]:
     """Run it until the block ends; all its providers have an account with KEY."""
     clock = clock or SystemClock()
@@ -196,7 +195,7 @@ def running_gateway(
             dialler=dialler or Dialler(ca_file=None if ca_file is None else str(ca_file), environ={}),
             clock=clock,
             trace=running.trace,  # type: ignore[arg-type]  # the part of a Trace that the engine uses
-            authority=authority or Authority(Paths(home=home), clock),
+            authority=Authority(Paths(home=home), clock),
             settings=settings,
         )
         await running.gateway.start(port=0, unix_path=unix_path)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import logging
 import ssl
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,16 +23,6 @@ WAYS: tuple[Way, ...] = ("base-url", "proxy", "intercepted")
 
 _HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade", "proxy-authorization"}
 _IDENTITY = {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "client-ip"}
-
-
-class Vouching:
-    """Gives the gateway a certificate for any host, without its own authority."""
-
-    def __init__(self, authority: CertificateAuthority) -> None:
-        self._context = authority.context()
-
-    async def context(self, host: str) -> ssl.SSLContext:
-        return self._context
 
 
 class Faults(logging.Handler):
@@ -69,10 +60,14 @@ class Rig:
     plain: Upstream
     authority: CertificateAuthority
     token: str
-    trust: ssl.SSLContext = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.trust = ssl.create_default_context(cafile=str(self.authority.ca_file))
+    @functools.cached_property
+    def trust(self) -> ssl.SSLContext:
+        """Give a client's context that believes the gateway's authority, and none beside it."""
+        authority = self.running.gateway.authority
+        assert authority is not None
+        authority.open()
+        return ssl.create_default_context(cadata=authority.certificate().decode())
 
     def upstream(self, way: Way) -> Upstream:
         """Give the upstream that this way leads to."""
@@ -144,7 +139,6 @@ def rig(
             acme(without.url, id="plain"),
             home=home,
             ca_file=authority.ca_file,
-            authority=Vouching(authority),
             **more,
         ) as running,
     ):

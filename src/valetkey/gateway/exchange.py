@@ -452,6 +452,8 @@ class Exchange:
             if self.upstream is not None:
                 self.upstream.broken = "the length of its answer is unclear"
             return
+        if self.upstream is not None:
+            self.upstream.unframed = read.length is None and not read.chunked
         if status == 401 and self._may_renew(read):
             self._kept = status, read
             return
@@ -465,8 +467,6 @@ class Exchange:
         """Begin the answer to the client."""
         self.up.drop()
         bodyless = self.is_head or status in (204, 304)
-        if self.upstream is not None:
-            self.upstream.unframed = read.length is None and not read.chunked
         needles = None if self._ready is None or self._ready.access.credential is None else self._ready.needles
         lines, length = read.lines, read.length
         decoder: Decoder | None = None

@@ -129,7 +129,7 @@ class ReadHead:
 def version_of(line: bytes) -> str:
     """Give the version of a request line (RFC 9112 section 3), its end with it; nothing where it is none.
 
-    llhttp also takes HTTP/0.9, RTSP, two spaces between its parts, and empty lines before it.
+    llhttp also takes HTTP/0.9, RTSP, and two spaces between its parts.
     """
     parts = line.split(b" ")
     return _VERSIONS.get(parts[2], "") if len(parts) == 3 and parts[0].isalpha() and parts[1] else ""
