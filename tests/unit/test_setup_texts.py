@@ -159,8 +159,15 @@ def test_a_line_that_somebody_put_into_our_section_does_not_end_up_in_another() 
     )
     assert taken_back(before, after, after + b"region = b\n", facts_of=facts) is None
     assert taken_back(before, after, after.replace(b"= x", b"= y"), facts_of=facts) is None
-    # A comment is nothing that a reader would miss, and somebody's all the same.
-    assert taken_back(before, after, after.replace(b"cred", b"# mine\ncred"), facts_of=facts) is None
+
+
+def test_a_comment_that_somebody_put_among_our_lines_is_not_lost_either() -> None:
+    from valetkey.setup.aws import facts
+
+    before = b"[a]\nx = 1\n[b]\n"
+    after = b"[a]\nx = 1\nours = 1\nours too = 2\n[b]\n"
+    assert taken_back(before, after, after.replace(b"[b]", b"[b]\n# mine"), facts_of=facts) == before + b"# mine\n"
+    assert taken_back(before, after, after.replace(b"ours too", b"# mine\nours too"), facts_of=facts) is None
     assert taken_back(before, after, b"[broken", facts_of=facts) is None
 
 
