@@ -151,10 +151,11 @@ class _Whole:
 
         Neither can be found inside a text: there the quotes around a name have backslashes before them.
         """
-        form = self._form
-        if document.count(form.counts_mark) != 1 or document.count(form.model_mark) != 1:
+        form, find = self._form, document.find
+        at, model_at = find(form.counts_mark), find(form.model_mark)
+        if at < 0 or model_at < 0 or find(form.counts_mark, at + 1) >= 0 or find(form.model_mark, model_at + 1) >= 0:
             return False
-        counts, model = form.counts_alone.search(document), form.model_alone.search(document)
+        counts, model = form.counts_alone.match(document, at), form.model_alone.match(document, model_at)
         if counts is None or model is None:
             return False
         usage, name = form.read(_decoded(counts[1])), _decoded(model[1])
