@@ -13,6 +13,7 @@ import pytest
 from tests.support.authorization_server import AuthorizationServer
 from tests.support.clock import FakeClock
 from tests.support.echo import Echo
+from tests.support.gateway_process import kill_what_is_left
 from tests.support.oidc_provider import OidcProvider, oidc_provider
 from tests.support.servers import ApiMock, ModelServer, api_mock, model_server
 from tests.support.tls import CertificateAuthority
@@ -61,12 +62,13 @@ def _own_keychain() -> Iterator[None]:
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give an empty VALETKEY_HOME of mode 0700, named in the environment too."""
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give an empty VALETKEY_HOME of mode 0700, named in the environment too; a gateway left in it is killed."""
     folder = tmp_path / "valetkey-home"
     folder.mkdir(mode=0o700)
     monkeypatch.setenv("VALETKEY_HOME", str(folder))
-    return folder
+    yield folder
+    kill_what_is_left(folder)
 
 
 @pytest.fixture

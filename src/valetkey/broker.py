@@ -78,6 +78,8 @@ class Broker:
         self.environ = environ
         self._accounts_here = accounts_here or {}
         self._flow_for = flow_for
+        # Hears of each renewal that was sent: the provider, and "ok" or the code of its error. For who counts them.
+        self.told: Callable[[str, str], None] = lambda provider, outcome: None
         self._guard = threading.Lock()
         self._renewals: dict[CredentialRef, Future[Record]] = {}
         # When this process first saw a generation (monotonic), and how old it was then.
@@ -260,6 +262,7 @@ class Broker:
                     store=self.store,
                     clock=self.clock,
                     still_good=still_good,
+                    told=partial(self.told, ref.provider),
                 ).run()
             except BaseException as error:
                 self._settle(ref)

@@ -54,7 +54,8 @@ class _StartAgain(Exception):
 class Renewal:
     """Renews one account once. Runs in a thread of its own, so that nobody's cancellation reaches it.
 
-    `still_good` says whether a record that somebody else saved serves the caller.
+    `still_good` says whether a record that somebody else saved serves the caller. `told` hears what came of a request
+    that was sent: "ok", or the code of its error.
     """
 
     ref: CredentialRef
@@ -63,6 +64,7 @@ class Renewal:
     store: Store
     clock: Clock
     still_good: Callable[[Record], bool]
+    told: Callable[[str], None] = lambda outcome: None
     jitter: Callable[[], float] = field(default=random.random)
 
     def run(self) -> Record:
@@ -123,10 +125,14 @@ class Renewal:
         try:
             fresh = asyncio.run(self._refresh(record.credential))
         except RefreshRejected as error:
+            self.told(error.code)
             return self._rejected(record, error, uncertain=uncertain)
         except (RefreshFailed, TransportError) as error:
+            self.told(error.code)
             raise self._failed(record, error, uncertain=uncertain) from error
-        return self._save(record, fresh)
+        saved = self._save(record, fresh)
+        self.told("ok")
+        return saved
 
     async def _refresh(self, credential: Credential) -> Credential:
         return await self.flow.refresh(credential)

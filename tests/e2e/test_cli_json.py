@@ -12,14 +12,17 @@ import click
 import pytest
 
 from tests.support.command_line import CommandLine
+from tests.support.gateway_process import background
 from tests.support.local_server import Answer, LocalServer, Received
 from valetkey.cli.frame import valetkey as root
 
 KEY = "sk-" + "json1" * 8
+AWS_KEYS = f"access_key_id=AKIA{'A' * 16}\nsecret_access_key={'s' * 40}\n"
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 # `exec` gives what its command gives. The demo has a test of its own, with its model.
 WITHOUT_SHAPE = {"exec"}
-ELSEWHERE = {"demo"}
+# `serve` goes on until it is ended, and a request has to wait for a decision: test_serve.py.
+ELSEWHERE = {"demo", "serve", "approvals approve", "approvals deny"}
 # Other names of commands that stand in the table under their own; `auth` has one of its own too.
 OWN_NAMES = {"auth switch"}
 # A command that reads its first word itself.
@@ -84,6 +87,15 @@ def commands(server: LocalServer, folder: Path) -> list[tuple[str, list[str], st
         ("auth switch", ["acme@default"], ""),
         ("token", ["acme"], ""),
         ("env", ["acme"], ""),
+        ("login", ["github", "--method", "token", "--key", "-", "--no-verify"], KEY),
+        ("login", ["aws", "--method", "keys", "--key", "-", "--no-verify"], AWS_KEYS),
+        ("helper git", ["get"], "protocol=https\nhost=github.com\n\n"),
+        ("helper aws", ["aws"], ""),
+        ("helper claude", ["acme"], ""),
+        ("helper docker", ["get"], "github.com"),
+        ("setup", ["git", "--yes"], ""),
+        ("logout", ["github", "--yes"], ""),
+        ("logout", ["aws", "--yes"], ""),
         ("ask", ["-m", "acme/small", "hi"], ""),
         ("models", [], ""),
         ("models use", ["acme/small"], ""),
@@ -94,6 +106,11 @@ def commands(server: LocalServer, folder: Path) -> list[tuple[str, list[str], st
         ("import", ["code-mesh", str(auth), "--dry-run"], ""),
         ("policy check", [str(policy)], ""),
         ("policy explain", ["GET", "/acme/models", "--policy", str(policy), "--grant", "acme"], ""),
+        ("up", [], ""),
+        ("approvals list", [], ""),
+        ("lock", [], ""),
+        ("unlock", [], ""),
+        ("down", [], ""),
         ("key create", ["--grant", "acme", "--name", "ci"], ""),
         ("key list", [], ""),
         ("key revoke", ["ci"], ""),
@@ -142,6 +159,9 @@ def test_the_shapes_within_are_the_documented_ones_too(home: Path, server: Local
     assert said(key) in text
     assert said(key["limits"]) in text
     assert said(line("models", "--json").json["providers"][0]) in text
+    with background(line) as running:
+        assert said(running) in text
+        assert said(line("status", "--json").json["gateway"]) in text
 
 
 def test_an_error_is_one_document_too_whatever_was_wrong(home: Path) -> None:

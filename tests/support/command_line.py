@@ -61,6 +61,8 @@ class CommandLine:
             "HOME": str(user),
             "VALETKEY_HOME": str(self.home),
             "VALETKEY_STORE_KEY_SOURCE": "key-file",
+            # Any free one: tests run side by side.
+            "VALETKEY_GATEWAY_PORT": "0",
             **self.environ,
         }
 

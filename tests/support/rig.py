@@ -127,10 +127,11 @@ def rig(
     secure: Callable[[Conversation], None] | None = None,
     plain: Callable[[Conversation], None] | None = None,
     tls: ssl.SSLContext | None = None,
+    authority: CertificateAuthority | None = None,
     **more: Any,
 ) -> Iterator[Rig]:
     """Start all of it. `secure` and `plain` are the scripts of the two upstreams."""
-    authority = CertificateAuthority(home)
+    authority = authority or CertificateAuthority(home)
     with (
         Upstream(secure, tls=tls or authority.context()) as over_tls,
         Upstream(plain) as without,

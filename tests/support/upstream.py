@@ -93,6 +93,20 @@ class Conversation:
         except OSError:
             return b""
 
+    @property
+    def socket(self) -> socket.socket:
+        """The connection itself."""
+        return self._socket
+
+    def until(self, mark: bytes) -> bytes:
+        """Read raw bytes up to and with a mark that ends them."""
+        found = b""
+        while not found.endswith(mark):
+            data = self.read(1)
+            assert data, found
+            found += data
+        return found
+
     def send(self, *pieces: bytes) -> None:
         """Write raw bytes, each piece by itself."""
         with contextlib.suppress(OSError):
@@ -154,6 +168,10 @@ class Upstream:
                 connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(10)
+
+    def without_tls(self) -> None:
+        """Speak plainly from now on, whatever was promised."""
+        self._tls = None
 
     def keep(self, request: Whole) -> None:
         """Remember a request."""

@@ -52,6 +52,14 @@ def test_the_file_wins_over_the_default_and_the_environment_over_the_file(home: 
     assert config.origins()["login.timeout_seconds"] == Origin(variable="VALETKEY_LOGIN_TIMEOUT_SECONDS")
 
 
+def test_a_port_is_a_number_also_in_a_variable(home: Path) -> None:
+    assert load(environ(home)).port("gateway.port") == 4380
+    assert load(environ(home, VALETKEY_GATEWAY_PORT="0")).port("gateway.port") == 0
+    for wrong in ("65536", "http", "-1", "8.0", "²"):
+        with pytest.raises(ConfigError, match="VALETKEY_GATEWAY_PORT"):
+            load(environ(home, VALETKEY_GATEWAY_PORT=wrong))
+
+
 def test_an_empty_variable_counts_as_unset(home: Path) -> None:
     assert load(environ(home, VALETKEY_LOG_LEVEL="")).text("log.level") == "warning"
 
@@ -96,6 +104,10 @@ def test_the_nearest_folder_says_which_account_serves(home: Path) -> None:
         ("[login]\nbrowser = true\n", 2, "login.browser", "one of: auto, never"),
         ('[login]\nbrowser = "firefox"\n', 2, "login.browser", "one of: auto, never"),
         ('[login]\ntimeout_seconds = "5"\n', 2, "login.timeout_seconds", "number of seconds"),
+        ("[gateway]\nport = 70000\n", 2, "gateway.port", "from 0 to 65535"),
+        ("[gateway]\nport = -1\n", 2, "gateway.port", "whole number"),
+        ("[gateway]\nport = 80.5\n", 2, "gateway.port", "whole number"),
+        ("[gateway]\nport = true\n", 2, "gateway.port", "whole number"),
         ("[login]\ntimeout_seconds = true\n", 2, "login.timeout_seconds", "number of seconds"),
         ("[trace]\nkeep_days = 0\n", 2, "trace.keep_days", "whole number"),
         ("[trace]\nkeep_days = true\n", 2, "trace.keep_days", "whole number"),
@@ -189,6 +201,7 @@ def test_a_key_that_nothing_documents_cannot_be_asked_for(home: Path) -> None:
 def test_the_document_and_the_table_say_the_same() -> None:
     rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \| ([^|]+) \| (.+) \|$", DOCUMENT.read_text(), re.MULTILINE)
     kinds = {"text": "text", "path": "path", "seconds": "seconds", "count": "whole number", "words": "list of texts"}
+    kinds["port"] = "port"
     expected = []
     for setting in SETTINGS:
         kind = " or ".join(f"`{o}`" for o in setting.options) if setting.kind == "choice" else kinds[setting.kind]

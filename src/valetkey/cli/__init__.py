@@ -11,6 +11,8 @@ COMMANDS: dict[str, str] = {
     "token": "valetkey.cli.token:token",
     "env": "valetkey.cli.environment:env",
     "exec": "valetkey.cli.environment:exec_command",
+    "helper": "valetkey.cli.helper:helper",
+    "setup": "valetkey.cli.setup:setup",
     "ask": "valetkey.cli.ask:ask",
     "models": "valetkey.cli.models:models",
     "providers": "valetkey.cli.providers:providers",

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from functools import partial
 
 from valetkey.access import Access
 from valetkey.broker import Broker
@@ -59,19 +58,17 @@ class Ahead:
         granted = set(self._granted())
         now = self._clock.monotonic()
         self._due = {ref: due for ref, due in self._due.items() if ref in granted}
-        for ref in sorted(granted):
-            if ref in self._under_way or self._due.get(ref, now) > now:
+        self._under_way = {ref: task for ref, task in self._under_way.items() if not task.done()}
+        for ref in sorted(granted - self._under_way.keys()):
+            if self._due.get(ref, now) > now:
                 continue
             self._due[ref] = now + LONGEST_SECONDS
-            self._under_way[ref] = task = asyncio.create_task(self._renew(ref))
-            task.add_done_callback(partial(self._settle, ref))
+            self._under_way[ref] = asyncio.create_task(self._renew(ref))
             # A living token is dealt with in this turn; a dead one is waited for, but not by the others.
             await asyncio.sleep(0)
-        soonest = min(self._due.values(), default=now + LONGEST_SECONDS)
-        return min(max(soonest - self._clock.monotonic(), SHORTEST_SECONDS), LONGEST_SECONDS)
-
-    def _settle(self, ref: CredentialRef, _: asyncio.Task[None]) -> None:
-        self._under_way.pop(ref, None)
+        waiting = [due for ref, due in self._due.items() if ref not in self._under_way or self._under_way[ref].done()]
+        left = min(waiting, default=now + LONGEST_SECONDS) - self._clock.monotonic()
+        return min(max(left, SHORTEST_SECONDS), LONGEST_SECONDS)
 
     async def _renew(self, ref: CredentialRef) -> None:
         try:

@@ -146,17 +146,17 @@ class ClientConnection(asyncio.Protocol):
         elif not self.queue:
             self.deadline = self.gateway.tick + self.gateway.settings.head_seconds
         # RFC 9112 section 2.2: one empty line before it is left over from a sloppy client.
-        start = 2 if data.startswith(b"\r\n") else 0
-        end = data.find(b"\n", start)
+        begun = data.removeprefix(b"\r\n")
+        end = begun.find(b"\n")
         if end < 0 and len(data) <= MAX_HEAD_BYTES:
             self._line = data
             return None
-        version = version_of(data[start : end + 1])
+        version = version_of(begun[: end + 1])
         if version:
             self._line = None
             self._version = version
-            return data
-        if end < 0:
+            return begun
+        if len(data) > MAX_HEAD_BYTES:
             self._refuse(431, _TOO_LONG)
         else:
             self._refuse(400, "does not begin with a line of HTTP/1.1")

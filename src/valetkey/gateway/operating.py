@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
+from valetkey.access import sole_secret
 from valetkey.account_state import in_store
 from valetkey.broker import Broker
-from valetkey.credential import CredentialRef, Health, Secret, expires_at_of, login_command, secrets_of
-from valetkey.errors import NotForThisUse, NotLoggedIn, StoreLocked, WrongKey
+from valetkey.credential import CredentialRef, Health, Secret, expires_at_of, login_command
+from valetkey.errors import NotLoggedIn, StoreLocked, WrongKey
 from valetkey.gateway.approvals import Approvals
 from valetkey.gateway.metrics import Metrics
 from valetkey.gateway.ring import Ring
 from valetkey.gateway.server import Gateway
+from valetkey.gateway.telemetry import Telemetry
 from valetkey.gateway.trace import Trace
 from valetkey.stores.passphrase import Passphrase
 from valetkey.stores.sqlite import SqliteStore
@@ -36,6 +40,7 @@ class Parts:
     ring: Ring
     trace: Trace
     metrics: Metrics
+    telemetry: Telemetry | None
     approvals: Approvals
     gateway: Gateway
 
@@ -57,6 +62,7 @@ class Operating:
         self._changed = changed
         self._stop = stop
         self._heard_at = self._clock.monotonic()
+        self._declarations = self._look_at_files()
 
     # --- what goes on ----------------------------------------------------------------------------
 
@@ -93,8 +99,17 @@ class Operating:
         else:
             self._tell()  # the engine looks too, at each request
 
+    def look_at_declarations(self) -> None:
+        """Read the user's own declarations anew where one was written or removed."""
+        if self._look_at_files() != self._declarations:
+            self.refresh()
+
     def refresh(self) -> None:
-        """Read keys and accounts anew now, and close what goes on with a key that counts no more."""
+        """Read keys, accounts and declarations anew now, and close what goes on with a key that counts no more."""
+        files = self._look_at_files()
+        for path in {path for path, *_ in files ^ self._declarations}:
+            self._parts.broker.catalogue.forget(path.stem)
+        self._declarations = files
         try:
             # Whatever opens without asking anybody is open: `token` is answered from here.
             if self._parts.store.source_kind() is not None:
@@ -103,6 +118,14 @@ class Operating:
             log.info("the store does not open: %s", error.message)
         self._parts.gateway.refresh()
         self._tell()
+
+    def _look_at_files(self) -> frozenset[tuple[Path, int, int]]:
+        found = []
+        for path in self._parts.broker.catalogue.files():
+            with suppress(OSError):  # removed in between
+                status = path.stat()
+                found.append((path, status.st_mtime_ns, status.st_ino))
+        return frozenset(found)
 
     def _tell(self) -> None:
         """Say to whoever looks whether the store is locked: `list` asks nobody."""
@@ -147,19 +170,13 @@ class Operating:
                 f"no credential is stored for {ref}", provider=ref.provider, hint=f"run `{login_command(ref)}`"
             )
         access = await broker.access(str(ref), use="token")
-        secrets = {} if access.credential is None else secrets_of(access.credential)
-        if access.credential is None or len(secrets) != 1:
-            raise NotForThisUse(
-                f"{ref} has {len(secrets)} named secrets, not one",
-                provider=ref.provider,
-                hint=f"use `valetkey exec -p {ref} -- CMD` or `valetkey env {ref}`",
-            )
+        secret = sole_secret(access)
         return {
             "provider": ref.provider,
             "account": ref.account,
             "source": access.source,
-            "token": next(iter(secrets.values())).reveal(),
-            "expires_at": expires_at_of(access.credential),
+            "token": secret.reveal(),
+            "expires_at": None if access.credential is None else expires_at_of(access.credential),
         }
 
     def lock(self) -> None:

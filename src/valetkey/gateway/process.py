@@ -8,7 +8,7 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Container, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
@@ -29,9 +29,10 @@ from valetkey.gateway.operating import Operating, Parts
 from valetkey.gateway.place import Place
 from valetkey.gateway.ring import Ring
 from valetkey.gateway.server import Gateway
+from valetkey.gateway.telemetry import telemetry
 from valetkey.gateway.trace import Trace
 from valetkey.http import HttpClient
-from valetkey.providers import catalogue
+from valetkey.providers import Catalogue, catalogue
 from valetkey.stores import open_store
 from valetkey.stores.passphrase import VARIABLE, from_environment
 
@@ -115,8 +116,17 @@ def assembled(config: Config, *, environ: Mapping[str, str], clock: Clock) -> Pa
         clock=clock,
         environ=environ,
     )
-    metrics = Metrics(providers=frozenset(provider.id for provider in broker.catalogue.all()))
-    trace = Trace(config.paths.trace, clock, [metrics])
+    metrics = Metrics(providers=_Ids(broker.catalogue), open_requests=lambda: gateway.active)
+    broker.told = metrics.renewal
+    exported = telemetry(endpoint=config.text("trace.otlp_endpoint"), environ=environ)
+    trace = Trace(
+        config.paths.trace,
+        clock,
+        [metrics] if exported is None else [metrics, exported],
+        keep_days=config.count("trace.keep_days"),
+        max_rows=config.count("trace.max_rows"),
+    )
+    metrics.dropped = lambda: trace.dropped
     ring = Ring(store, broker.catalogue, clock, environ, lambda key: trace.tokens_since(key, _midnight(clock)))
     approvals = Approvals(clock)
     gateway = Gateway(
@@ -129,8 +139,28 @@ def assembled(config: Config, *, environ: Mapping[str, str], clock: Clock) -> Pa
         clock=clock,
     )
     return Parts(
-        store=store, broker=broker, ring=ring, trace=trace, metrics=metrics, approvals=approvals, gateway=gateway
+        store=store,
+        broker=broker,
+        ring=ring,
+        trace=trace,
+        metrics=metrics,
+        telemetry=exported,
+        approvals=approvals,
+        gateway=gateway,
     )
+
+
+class _Ids(Container[str]):
+    """The providers that there are; one that is not known is looked for, it may be new."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._known = set(catalogue.ids())
+
+    def __contains__(self, name: object) -> bool:
+        if name not in self._known:
+            self._known = set(self._catalogue.ids())
+        return name in self._known
 
 
 def _passphrase(environ: Mapping[str, str]) -> Callable[[], Secret]:
@@ -184,6 +214,8 @@ class _Process:
             # A renewal that was sent is saved, or its refresh token would be lost: this waits for it.
             await asyncio.to_thread(parts.broker.close)
             await asyncio.to_thread(parts.trace.close)
+            if parts.telemetry is not None:
+                await asyncio.to_thread(parts.telemetry.close)
         return self._status
 
     async def _run(self, parts: Parts) -> None:
@@ -246,20 +278,22 @@ class _Process:
         looks = 0
         while True:
             await self._clock.sleep(_LOOK_SECONDS)
+            if not self._place.is_ours():
+                # Before the store is looked at, which would make a new one.
+                log.warning("the home of this gateway was removed or replaced: it ends")
+                self._end(now=False)
+                return
             operating.look()
             looks += 1
-            if looks % _SELDOM == 0 and not self._needed(operating):
-                self._end(now=False)
+            if looks % _SELDOM == 0:
+                operating.look_at_declarations()
+                self._end_where_idle(operating)
 
-    def _needed(self, operating: Operating) -> bool:
-        if not self._place.is_ours():
-            log.warning("the home of this gateway was removed or replaced: it ends")
-            return False
+    def _end_where_idle(self, operating: Operating) -> None:
         limit = self._listening.idle_exit_seconds
         if limit is not None and operating.idle_seconds() >= limit:
             log.info("nobody has asked for %.0f s, and no valet key is left: it ends", limit)
-            return False
-        return True
+            self._end(now=False)
 
     # --- the end ---------------------------------------------------------------------------------
 
