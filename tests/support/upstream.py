@@ -51,7 +51,7 @@ class Conversation:
             self._h11 = h11.Connection(h11.SERVER)
             if rest:
                 self._h11.receive_data(rest)
-        body = b""
+        body = bytearray()
         head: h11.Request | None = None
         while True:
             try:
@@ -77,7 +77,7 @@ class Conversation:
                     target=head.target.decode(),
                     version=head.http_version.decode(),
                     headers=[(n.decode(), v.decode("latin-1")) for n, v in head.headers],
-                    body=body,
+                    body=bytes(body),
                     trailers=[(n.decode(), v.decode("latin-1")) for n, v in event.headers],
                     connection=self.number,
                 )
