@@ -363,7 +363,7 @@ class ClientConnection(asyncio.Protocol):
         for waiting in self.queue:
             waiting.client_gone()
         self.queue.clear()
-        if (exchange.body_complete and not exchange.keep_alive) or self.half_closed:
+        if (exchange.body_complete and not exchange.keep_alive and not exchange.upgrading) or self.half_closed:
             self.close()
             return
         # What the client may still be sending is read and dropped for a moment: a reset would take the answer with it.
