@@ -60,6 +60,14 @@ class Access:
             account_id=self.identity.account_id,
         )
 
+    def placed(self, url: str) -> str:
+        """Give the URL with what the credential puts into its query. Raises: HostsNotAccepted as `check_place` does."""
+        if self.credential is None:
+            return url
+        return inject.placed(
+            self.credential, method=self.method, url=url, hosts=self.hosts, account_id=self.identity.account_id
+        )
+
     def steps(self, url: str) -> list[inject.Step]:
         """Give what the credential, and what its provider always wants, does to the headers of a request to `url`.
 

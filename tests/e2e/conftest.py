@@ -51,7 +51,7 @@ def gateway(
         login = ["login", service.provider, "--method", "token" if service.provider == "github" else "api-key"]
         done = valetkey(*login, "--key", "-", "--no-verify", "--yes", stdin=service.door.key)
         assert done.status == 0, done.err
-    outside = {"HTTPS_PROXY": _upstreams.internet.url, "NO_PROXY": "127.0.0.1"}
+    outside = {"HTTPS_PROXY": f"http://127.0.0.1:{_upstreams.outside.port}", "NO_PROXY": "127.0.0.1"}
     with serving(valetkey, environ=outside) as running:
         yield running.create_key(*_upstreams.services)
 
@@ -77,7 +77,7 @@ def reach(
     gateway = None if way == "direct" else request.getfixturevalue("gateway")
 
     def reach(provider: str, gateway: GatewayProcess | None = gateway) -> Access:
-        ca_file, outside = certificate_authority.ca_file, upstreams.internet.url
+        ca_file, outside = certificate_authority.ca_file, f"http://127.0.0.1:{upstreams.outside.port}"
         return access(way, upstreams[provider], ca_file=ca_file, outside=outside, gateway=gateway)
 
     yield reach

@@ -115,6 +115,10 @@ def commands(server: LocalServer, folder: Path) -> list[tuple[str, list[str], st
         ("key list", [], ""),
         ("key revoke", ["ci"], ""),
         ("trace", [], ""),
+        ("ca show", [], ""),
+        ("ca export", [str(folder / "exported.pem")], ""),
+        ("ca install-hint", [], ""),
+        ("ca rotate", ["--yes"], ""),
         ("store source", [], ""),
         ("store rekey", [], ""),
         ("store backup", [backup, "--passphrase-file", "-"], "a passphrase\n"),
@@ -162,6 +166,7 @@ def test_the_shapes_within_are_the_documented_ones_too(home: Path, server: Local
     with background(line) as running:
         assert said(running) in text
         assert said(line("status", "--json").json["gateway"]) in text
+    assert said(line("ca", "install-hint", "--json").json["hints"][0]) in text
 
 
 def test_an_error_is_one_document_too_whatever_was_wrong(home: Path) -> None:

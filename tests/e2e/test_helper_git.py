@@ -92,6 +92,7 @@ def test_git_clones_commits_and_pushes_with_nothing_but_the_helper(
     line: CommandLine, forge: GitServer, tmp_path: Path
 ) -> None:
     log_in(line)
+    (tmp_path / "user" / ".gitconfig").write_text("[credential]\n\thelper = store\n")
     done = line("setup", "git", "--yes")
     assert done.status == 0, done.err
     cloned = git(line, "clone", "--quiet", f"{forge.url}/one.git", "copy")
@@ -105,7 +106,7 @@ def test_git_clones_commits_and_pushes_with_nothing_but_the_helper(
     again = git(line, "clone", "--quiet", f"{forge.url}/one.git", "again")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "again" / "file").read_text() == "hello\n"
-    # git gave the password to no helper that would have kept it, and wrote it nowhere.
+    # git gave the password to no helper that would have kept it (`store`), and wrote it nowhere.
     kept = [p for p in tmp_path.rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
     assert kept == []
 

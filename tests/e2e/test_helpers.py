@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -17,8 +18,9 @@ import pytest
 from tests.support.authorization_server import AuthorizationServer
 from tests.support.command_line import CommandLine
 from tests.support.forking import start_child, wait_for
-from tests.support.local_server import Answer, Received, Reply
+from tests.support.local_server import Answer, LocalServer, Received, Reply
 from tests.support.servers import ApiMock
+from tests.support.tls import CertificateAuthority
 from valetkey.cli.fast import fast
 from valetkey.cli.frame import run
 from valetkey.clock import SystemClock
@@ -339,6 +341,40 @@ def test_docker_is_told_in_its_own_words_that_there_is_none(line: CommandLine, s
     done = docker(line, "get", "http://lab.example")
     assert done.returncode == 4
     assert KEY not in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="docker's command is not here")
+def test_docker_itself_sends_what_the_helper_gives(
+    line: CommandLine, tmp_path: Path, certificate_authority: CertificateAuthority
+) -> None:
+    def respond(request: Received) -> Reply:
+        known = "authorization" in request.headers
+        return Answer(status=404 if known else 401, headers={} if known else {"www-authenticate": 'Basic realm="x"'})
+
+    with LocalServer(respond, tls=certificate_authority.context()) as registry:
+        host = registry.url.removeprefix("https://")
+        toml = line.home / "providers" / "lab.toml"
+        toml.write_text(toml.read_text().replace("registry.lab.example:5000", host))
+        login = line("login", "lab", "--method", "token", "--key", "-", "--no-verify", stdin=KEY)
+        assert login.status == 0, login.err
+        done = line("setup", "docker", "lab", "--yes")
+        assert done.status == 0, done.err
+        environ = {
+            **line.environ,
+            "PATH": f"{Path(sys.executable).parent}:{line.environ['PATH']}",
+            "SSL_CERT_FILE": str(certificate_authority.ca_file),
+        }
+        subprocess.run(
+            ["docker", "manifest", "inspect", f"{host}/team/image:latest"],
+            env=environ,
+            capture_output=True,
+            check=False,
+            timeout=120,
+        )
+    pair = base64.b64encode(f"lab:{KEY}".encode()).decode()
+    sent = [request.headers.get("authorization") for request in registry.requests if "manifests" in request.path]
+    assert sent
+    assert set(sent) == {f"Basic {pair}"}
 
 
 def test_docker_may_keep_what_is_kept_anyway_and_nothing_else(line: CommandLine, store: Store) -> None:

@@ -240,6 +240,7 @@ def test_a_second_setup_that_changes_nothing_leaves_no_record(line: CommandLine,
         ("docker", b""),
         ("docker", b'{"credHelpers": "x"}'),
         ("aws", b"region = x\n"),
+        ("aws", b"[default]\nx =\n  [profile valetkey]\n"),
         ("aws", b"\xff"),
         ("aws", b"[default]\n[default]\n"),
         ("codex", b"a = \n"),
@@ -320,7 +321,11 @@ def test_a_file_that_cannot_be_written_leaves_neither_record_nor_key(line: Comma
     folder.mkdir()
     os.mkfifo(folder / "config.toml")
     assert line("setup", "codex", "--yes").status == 1
-    assert (records(line), "live" in keys(line)) == ([], False)
+    # Nothing is there, and nothing can be made there.
+    done = line("setup", "codex", "--yes", environ={"CODEX_HOME": "/proc/valetkey/codex"})
+    assert done.status == 1
+    assert "/proc/valetkey/codex" in done.err
+    assert (records(line), keys(line)) == ([], ["revoked"])
 
 
 # --- where ------------------------------------------------------------------------------------

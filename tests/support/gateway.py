@@ -77,7 +77,7 @@ class RunningGateway:
 
     def __init__(self, *providers: Provider, clock: Clock, store: MemoryStore | None, home: Path) -> None:
         self.clock = clock
-        self.store = store or MemoryStore(clock=clock)  # type: ignore[arg-type]  # a fake clock, or the real one
+        self.store = store or MemoryStore(clock=clock)
         self.catalogue = Declared(known=providers)
         self.broker = Broker(
             store=self.store,

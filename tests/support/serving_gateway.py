@@ -68,7 +68,9 @@ def serving(valetkey: CommandLine, *, environ: dict[str, str]) -> Iterator[Gatew
         about = _first_document(process.stdout)
         patience.cancel()
         assert about is not None, f"the gateway did not start: {log.read_text()}"
-        ca_file = valetkey.home / "ca" / "ca.pem"
+        ca_file = valetkey.home.parent / "gateway-ca.pem"
+        exported = valetkey("ca", "export", str(ca_file))
+        assert exported.status == 0, exported.err
         yield GatewayProcess(valetkey=valetkey, url=about["url"], socket=about["socket"], ca_file=ca_file, log=log)
     finally:
         patience.cancel()

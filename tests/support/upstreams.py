@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.command_line import CommandLine
+from tests.support.connect_proxy import ConnectProxy
 from tests.support.front import Door, Target, guarded
 from tests.support.git_server import GitServer
-from tests.support.internet import Internet
 from tests.support.local_server import Answer, LocalServer, Received, Reply, Stream
 from tests.support.servers import ApiMock
 from tests.support.tls import CertificateAuthority
@@ -57,10 +57,10 @@ class Steps:
 
 @dataclass(frozen=True, kw_only=True)
 class Upstreams:
-    """What there is to reach, by the provider's id. Those with a `host` are built in, and found by `internet`."""
+    """What there is to reach, by the provider's id. Those with a `host` are built in, and found by `outside`."""
 
     services: dict[str, Service]
-    internet: Internet
+    outside: ConnectProxy
     git_folder: Path
     llama: Target
     steps: Steps
@@ -74,8 +74,12 @@ class Upstreams:
         for service in self.services.values():
             service.server.requests.clear()
         self.steps.forget()
-        self.internet.refused.clear()
-        self.internet.connected.clear()
+        self.outside.heads.clear()
+
+    @property
+    def asked_outside(self) -> set[str]:
+        """Give all that was to be reached by `outside`, whether it knows them or not."""
+        return {head.split(b" ")[1].decode() for head in self.outside.heads}
 
 
 def _digest(request: Received) -> Answer:
@@ -95,7 +99,8 @@ def upstreams(ca: CertificateAuthority, aimock: ApiMock, folder: Path) -> Iterat
     bearer = Target(aimock.url, {"authorization": f"Bearer {aimock.api_key}"})
     x_api_key = Target(aimock.url, {"x-api-key": aimock.api_key})
     with contextlib.ExitStack() as stack:
-        internet = stack.enter_context(Internet())
+        ports: dict[str, int] = {}
+        outside = stack.enter_context(ConnectProxy(ports))
         services: dict[str, Service] = {}
 
         def serve(
@@ -105,7 +110,7 @@ def upstreams(ca: CertificateAuthority, aimock: ApiMock, folder: Path) -> Iterat
             server = stack.enter_context(LocalServer(guarded(door, respond), tls=tls))
             services[provider] = Service(provider=provider, server=server, door=door, path=path, host=host)
             if host:
-                internet.lead(host, server.port)
+                ports[f"{host}:443"] = server.port
 
         serve("mock-openai", Door(), bearer, "/v1")
         serve("mock-claude", Door(header="x-api-key", form="{key}"), x_api_key)
@@ -120,7 +125,7 @@ def upstreams(ca: CertificateAuthority, aimock: ApiMock, folder: Path) -> Iterat
         serve("anthropic", Door(header="x-api-key", form="{key}"), x_api_key, "", "api.anthropic.com")
         github = Door(user="x-access-token")
         serve("github", github, GitServer(folder, user=github.user, password=github.key).respond, "", "github.com")
-        yield Upstreams(services=services, internet=internet, git_folder=folder, llama=llama, steps=steps)
+        yield Upstreams(services=services, outside=outside, git_folder=folder, llama=llama, steps=steps)
 
 
 def declare(valetkey: CommandLine, service: Service) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,3 +115,17 @@ def test_labels_are_ours_whatever_is_sent(metrics: Metrics) -> None:
 def test_the_text_is_of_the_type_that_is_told(metrics: Metrics) -> None:
     assert CONTENT_TYPE.startswith("text/plain")
     assert metrics.text().endswith(b"\n")
+
+
+def test_the_document_names_each_metric_with_its_labels(metrics: Metrics) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "trace.md").read_text()
+    rows = re.findall(r"^\| `(valetkey_\w+)`.*? \|(.*)\|$", text, re.MULTILINE)
+    documented = {name: set(re.findall(r"`(\w+)`", labels.partition("(")[0])) for name, labels in rows}
+    metrics([row(), row(status=403, outcome="denied")])
+    metrics.renewal("acme", "ok")
+    metrics.login("acme", "api-key", "ok")
+    made: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(metrics.text().decode()):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        made[name] = {label for sample in family.samples for label in sample.labels} - {"le"}
+    assert documented == made

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from valetkey.errors import SetupRefused
-from valetkey.setup import json_text, sections
+from valetkey.setup import files, json_text, sections
 from valetkey.setup.diff import unified
 from valetkey.setup.taking_back import taken_back
 
@@ -159,7 +159,33 @@ def test_a_line_that_somebody_put_into_our_section_does_not_end_up_in_another() 
     )
     assert taken_back(before, after, after + b"region = b\n", facts_of=facts) is None
     assert taken_back(before, after, after.replace(b"= x", b"= y"), facts_of=facts) is None
+
+
+def test_a_comment_that_somebody_put_among_our_lines_is_not_lost_either() -> None:
+    from valetkey.setup.aws import facts
+
+    before = b"[a]\nx = 1\n[b]\n"
+    after = b"[a]\nx = 1\nours = 1\nours too = 2\n[b]\n"
+    assert taken_back(before, after, after.replace(b"[b]", b"[b]\n# mine"), facts_of=facts) == before + b"# mine\n"
+    assert taken_back(before, after, after.replace(b"ours too", b"# mine\nours too"), facts_of=facts) is None
     assert taken_back(before, after, b"[broken", facts_of=facts) is None
+
+
+def test_what_was_changed_between_the_look_and_the_write_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "settings"
+    path.parent.mkdir()
+    path.write_bytes(b"theirs")
+    with pytest.raises(SetupRefused, match="changed just now"):
+        files.replace(path, b"ours", expected=b"seen")
+    with pytest.raises(SetupRefused, match="changed just now"):
+        files.replace(path, b"ours", expected=None)
+    with pytest.raises(SetupRefused, match="changed just now"):
+        files.remove(path, expected=b"seen")
+    assert path.read_bytes() == b"theirs"
+    path.unlink()
+    with pytest.raises(SetupRefused):
+        files.replace(path, b"ours", expected=b"seen")
+    assert list(path.parent.iterdir()) == []
 
 
 # --- sections, diff --------------------------------------------------------------------------

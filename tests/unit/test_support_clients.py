@@ -1,12 +1,10 @@
-"""The doors, the way out and the search for secrets, on which the tests of client programs rely."""
+"""The doors and the search for secrets, on which the tests of client programs rely."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import http.client
-import socket
-import ssl
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,9 +14,7 @@ import pytest
 
 from tests.support.canary import holding, holds
 from tests.support.front import Door, Target, guarded
-from tests.support.internet import Internet
 from tests.support.local_server import Answer, LocalServer, Received, Stream
-from tests.support.tls import CertificateAuthority
 
 BASIC = "Basic " + base64.b64encode(b"x-access-token:k").decode()
 
@@ -94,23 +90,6 @@ def test_pieces_of_a_stream_are_sent_as_they_come() -> None:
         more.set()
         assert answer.read() == b"two"
         connection.close()
-
-
-def test_the_way_out_leads_to_the_names_that_it_knows_and_to_no_other(tmp_path: Path) -> None:
-    ca = CertificateAuthority(tmp_path)
-    context = ssl.create_default_context(cafile=str(ca.ca_file))
-    with Internet() as internet, LocalServer(lambda _: Answer(body=b"here"), tls=ca.context("api.acme.test")) as server:
-        internet.lead("api.acme.test", server.port)
-        port = urlsplit(internet.url).port
-        connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=30)
-        connection.set_tunnel("api.acme.test", 443)
-        connection.request("GET", "/")
-        assert connection.getresponse().read() == b"here"
-        connection.close()
-        with socket.create_connection(("127.0.0.1", port or 0), timeout=30) as stranger:
-            stranger.sendall(b"CONNECT other.test:443 HTTP/1.1\r\nhost: other.test\r\n\r\n")
-            assert stranger.recv(4096).startswith(b"HTTP/1.1 502 ")
-    assert (internet.connected, internet.refused) == (["api.acme.test:443"], ["CONNECT other.test:443"])
 
 
 def test_a_secret_is_found_as_it_is_and_in_base64(tmp_path: Path) -> None:

@@ -42,11 +42,8 @@ def show(state: State) -> None:
 @click.option("--bundle", is_flag=True, help="With the system's authorities before it, for tools that take one file.")
 def export(state: State, *, file: Path, bundle: bool) -> None:
     """Write the certificate as PEM to a file, or to standard output. The key stays where it is."""
-    from valetkey.gateway.trust import system_bundle
-
-    pem = _authority(state).certificate()
-    if bundle:
-        pem = system_bundle(state.environ).rstrip(b"\n") + b"\n" + pem
+    authority = _authority(state)
+    pem = authority.bundle(state.environ) if bundle else authority.certificate()
     if str(file) == "-":
         state.emit({"file": None, "pem": pem.decode("utf-8", "replace")})
         if not state.json:

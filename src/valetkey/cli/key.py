@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import click
 
 from valetkey.cli.frame import State, command, group
 from valetkey.cli.output import until
-from valetkey.errors import GatewayDown, RecordDamaged
+from valetkey.errors import RecordDamaged
 
 if TYPE_CHECKING:
     from valetkey.gateway.keys import Keys, ValetKey
@@ -67,7 +66,7 @@ def create(
         expires_at=None if expires is None else read_expiry(expires, state.clock.now()),
     )
     _tell_gateway(state)
-    addresses = base_urls(_address(state), made.grants)
+    addresses = base_urls(state.gateway_url, made.grants)
     state.emit(
         {
             "id": made.id,
@@ -89,7 +88,7 @@ def _say_how(state: State, made: ValetKey, addresses: list[tuple[str, str]]) -> 
     width = max(len(name) for name, _ in addresses)
     for name, address in addresses:
         state.say(f"  {name:<{width}}  {address}")
-    proxy = _address(state).replace("://", "://x:KEY@", 1)
+    proxy = state.gateway_url.replace("://", "://x:KEY@", 1)
     state.say(f"Or, with KEY being it, as its proxy: HTTPS_PROXY={proxy}")
     state.say(f"To end it: valetkey key revoke {made.id}")
 
@@ -192,16 +191,6 @@ def _tell_gateway(state: State) -> None:
     from valetkey import serving
 
     serving.poke(str(state.paths.home))
-
-
-def _address(state: State) -> str:
-    """Give the address of the gateway that runs, else the one where it will listen."""
-    from valetkey import serving
-
-    with suppress(GatewayDown):
-        return serving.base_url(str(state.paths.home))
-    host = state.config.text("gateway.host") or "127.0.0.1"
-    return f"http://{f'[{host}]' if ':' in host else host}:{state.config.port('gateway.port')}"
 
 
 for _command in (create, list_keys, revoke):

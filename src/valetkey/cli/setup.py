@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["setup"]
 
-_GATEWAY = "http://127.0.0.1:4380"
-
 
 @command("setup", short_help="Let another tool ask Valetkey for its credentials.")
 @click.argument("name", metavar="TOOL")
@@ -58,7 +56,7 @@ def setup(
     if force:
         raise UsageError("--force goes with --undo", hint="leave it out")
     through = gateway or gateway_url is not None or chosen.NEEDS_GATEWAY
-    wish = _wish(state, accounts, (gateway_url or _GATEWAY) if through else None, profile)
+    wish = _wish(state, accounts, (gateway_url or state.gateway_url) if through else None, profile)
     _carry_out(state, name, chosen, wish, yes=yes)
 
 

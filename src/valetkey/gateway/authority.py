@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import ssl
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from base64 import b64decode
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,9 +26,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from valetkey.address import check_url
 from valetkey.clock import Clock
 from valetkey.config import Paths
-from valetkey.errors import AuthorityBroken, WrongMode
+from valetkey.errors import AuthorityBroken, InvalidBaseUrl, WrongMode
 from valetkey.gateway.certificates import authority_certificate, fingerprint, leaf_certificate
 from valetkey.gateway.contexts import Contexts, Minted
+from valetkey.gateway.trust import system_bundle
 from valetkey.stores import modes
 from valetkey.stores.locks import held
 
@@ -35,6 +38,7 @@ __all__ = ["Authority", "Described"]
 # A context takes some 20 kB.
 _CONTEXTS = 1000
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
+_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----(.+?)-----END CERTIFICATE-----", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +101,17 @@ class Authority:
     def certificate(self) -> bytes:
         """Give its certificate as PEM."""
         return self._opened().certificate.public_bytes(Encoding.PEM)
+
+    def bundle(self, environ: Mapping[str, str]) -> bytes:
+        """Give the system's authorities and this one as PEM. Raises: ConfigError, where the system has no file of them.
+
+        Earlier ones of ours are left out: SSL_CERT_FILE may name a bundle that was made here.
+        """
+        ours = self._opened().certificate
+        name = ours.subject.public_bytes()
+        # Looked for in the bytes: some of the system's are so old that they cannot be parsed without a complaint.
+        others = (found[0] for found in _BLOCK.finditer(system_bundle(environ)) if name not in b64decode(found[1]))
+        return b"\n".join([*others, ours.public_bytes(Encoding.PEM)])
 
     def old(self) -> Described | None:
         """Tell which one was rotated away last: it should be believed nowhere any more."""
@@ -200,7 +215,8 @@ class Authority:
 
     def _mint(self, host: str) -> Minted:
         """Make the context of a host, in the thread for it."""
-        check_url(f"https://[{host}]" if ":" in host else f"https://{host}")
+        if check_url(f"https://[{host}]" if ":" in host else f"https://{host}") != host:
+            raise InvalidBaseUrl(f"{host[:60]!r} is not a host name", hint="ask for a name, or for an address")
         pair = self._opened()
         if self._leaf_key is None:
             self._leaf_key = ec.generate_private_key(ec.SECP256R1())

@@ -126,7 +126,7 @@ class ClientConnection(asyncio.Protocol):
                 self._advance()
             elif front.waiting_up:
                 front.flush_up()
-            if len(queue) > 1 or (not front.attached and front.waiting_bytes > _MAX_WAITING_BYTES):
+            if len(queue) > 1 or (not front.attached and front.waiting_bytes > front.room_bytes):
                 self.pause("queue")
 
     def _keep_early(self, data: bytes) -> None:
@@ -146,17 +146,17 @@ class ClientConnection(asyncio.Protocol):
         elif not self.queue:
             self.deadline = self.gateway.tick + self.gateway.settings.head_seconds
         # RFC 9112 section 2.2: one empty line before it is left over from a sloppy client.
-        begun = data.removeprefix(b"\r\n")
-        end = begun.find(b"\n")
+        start = 2 if data.startswith(b"\r\n") else 0
+        end = data.find(b"\n", start)
         if end < 0 and len(data) <= MAX_HEAD_BYTES:
             self._line = data
             return None
-        version = version_of(begun[: end + 1])
+        version = version_of(data[start : end + 1])
         if version:
             self._line = None
             self._version = version
-            return begun
-        if len(data) > MAX_HEAD_BYTES:
+            return data
+        if end < 0:
             self._refuse(431, _TOO_LONG)
         else:
             self._refuse(400, "does not begin with a line of HTTP/1.1")
@@ -202,10 +202,10 @@ class ClientConnection(asyncio.Protocol):
         front = self.queue[0] if self.queue else None
         if front is None or self.relaying or not self.queue[-1].body_complete or self.tunnel is not None:
             return False
+        if not front.half_closed():
+            return False
         self.half_closed = True
         self._stop()
-        # A client that was killed looks the same: it is not waited for without end.
-        front.half_closed()
         return True
 
     def connection_lost(self, error: Exception | None) -> None:

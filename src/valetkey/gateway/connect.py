@@ -43,7 +43,7 @@ async def _intercept(exchange: Exchange, plan: Plan) -> None:
             answers.failed(400, "malformed", "the request sends something before its tunnel is open", "wait for it")
         )
         return
-    inside = gateway.inside(Tunnel(host=plan.host_name, port=plan.port, live=live))
+    inside = gateway.inside(Tunnel(host=plan.host_name, port=plan.port, live=live, token=exchange.token))
     # Nothing may be read as HTTP any more: the next bytes are the client's TLS.
     client.pause("tls")
     client.write(_OPEN)

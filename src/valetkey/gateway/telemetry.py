@@ -17,7 +17,6 @@ __all__ = ["Telemetry", "telemetry"]
 
 # The variables of the OpenTelemetry specification ("OpenTelemetry Protocol Exporter"); the exporter reads them itself.
 _VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-_CLOSE_SECONDS = 2.0
 
 
 def telemetry(*, endpoint: str | None, environ: Mapping[str, str]) -> Telemetry | None:
@@ -84,11 +83,11 @@ class Telemetry:
                 span.set_status(Status(StatusCode.ERROR))
             span.end(end_time=int((row.at + row.duration_ms / 1000) * 1e9))
 
-    def close(self) -> bool:
+    def close(self, *, patience_seconds: float = 2.0) -> bool:
         """Send what is left, and say whether that is done: the SDK tries for 8 s, for which nothing has to wait."""
         ending = threading.Thread(target=self._provider.shutdown, name="valetkey-telemetry", daemon=True)
         ending.start()
-        ending.join(_CLOSE_SECONDS)
+        ending.join(patience_seconds)
         return not ending.is_alive()
 
 
