@@ -113,10 +113,12 @@ class ClientConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._stop()
-            self.queue[-1].upgrades(data[upgrade.args[0] :])
+            if not self._stopped:
+                self._stop()
+                self.queue[-1].upgrades(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            self._unparsable(error)
+            if not self._stopped:
+                self._unparsable(error)
         if self._seen > MAX_HEAD_BYTES and not self._stopped:
             self._refuse(431, _TOO_LONG)
         queue = self.queue
