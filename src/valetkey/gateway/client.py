@@ -113,10 +113,12 @@ class ClientConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._stop()
-            self.queue[-1].upgrades(data[upgrade.args[0] :])
+            if not self._stopped:
+                self._stop()
+                self.queue[-1].upgrades(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            self._unparsable(error)
+            if not self._stopped:
+                self._unparsable(error)
         if self._seen > MAX_HEAD_BYTES and not self._stopped:
             self._refuse(431, _TOO_LONG)
         queue = self.queue
@@ -363,7 +365,7 @@ class ClientConnection(asyncio.Protocol):
         for waiting in self.queue:
             waiting.client_gone()
         self.queue.clear()
-        if (exchange.body_complete and not exchange.keep_alive) or self.half_closed:
+        if (exchange.body_complete and not exchange.keep_alive and not exchange.upgrading) or self.half_closed:
             self.close()
             return
         # What the client may still be sending is read and dropped for a moment: a reset would take the answer with it.

@@ -55,6 +55,8 @@ _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 _made = tuple.__new__
 # A client that has closed its half may be gone altogether: so long it is waited for (seconds).
 _HALF_CLOSED_SECONDS = 5.0
+# A frame may end in what a secret begins with, and the other side wait for all of it before it says more.
+_HELD_SECONDS = 0.05
 
 
 class Repeat:
@@ -105,6 +107,7 @@ class Exchange:
     _kept_body: tuple[bytes, ...] = ()
     _replaced: Answer | None = None
     _scrubber: Scrubber | None = None
+    _letting_go: asyncio.TimerHandle | None = None
     _reader: UsageReader | None = None
     _begun = 0.0
     _first_byte: float | None = None
@@ -203,7 +206,13 @@ class Exchange:
             self._alive()
 
     def _alive(self) -> None:
-        self.client.deadline = self.gateway.tick + self.gateway.settings.stream_seconds
+        self._wait(self.gateway.settings.stream_seconds)
+
+    def _wait(self, seconds: float) -> None:
+        """Give it so long from now on. A client that has closed its half is mostly gone altogether."""
+        if self.client.half_closed:
+            seconds = min(seconds, _HALF_CLOSED_SECONDS)
+        self.client.deadline = self.gateway.tick + seconds
 
     # --- who, whether, where ---------------------------------------------------------------------
 
@@ -212,7 +221,7 @@ class Exchange:
         gateway = self.gateway
         self.started = True
         self._begun = gateway.now()
-        self.client.deadline = gateway.tick + gateway.settings.response_seconds
+        self._wait(gateway.settings.response_seconds)
         gateway.begun()
         try:
             self._start()
@@ -426,7 +435,7 @@ class Exchange:
     def _attach(self, upstream: UpstreamConnection, head: bytes) -> None:
         self.upstream = upstream
         self.attached = True
-        self.client.deadline = self.gateway.tick + self.gateway.settings.response_seconds
+        self._wait(self.gateway.settings.response_seconds)
         upstream.begin(self, head + self.up.drain())
         self._go_on_reading()
 
@@ -686,10 +695,18 @@ class Exchange:
         """Pass bytes on to the client."""
         if self._scrubber is not None:
             data = self._scrubber.feed(data)
+            if self._scrubber.holds and self._letting_go is None:
+                self._letting_go = self.gateway.loop.call_later(_HELD_SECONDS, self._let_go)
         if self.down is not None:
             self.down.sent += len(data)
         self.client.write(data)
         self._alive()
+
+    def _let_go(self) -> None:
+        """Send on the end of a frame that may have been the beginning of a secret: the rest would have come by now."""
+        self._letting_go = None
+        if self._scrubber is not None and not self._finished:
+            self.client.write(self._scrubber.finish())
 
     # --- back-pressure ---------------------------------------------------------------------------
 
@@ -746,12 +763,14 @@ class Exchange:
         """
         if self.down is not None:
             return False
-        self.client.deadline = min(self.client.deadline, self.gateway.now() + _HALF_CLOSED_SECONDS)
+        self._wait(_HALF_CLOSED_SECONDS)
         return True
 
     def timed_out(self) -> None:
         """End what has taken too long."""
-        if not self.up.complete and self.down is None and not self.up.waiting:
+        if self.client.half_closed:
+            self.client_gone()
+        elif not self.up.complete and self.down is None and not self.up.waiting:
             self.answer(answers.failed(408, "request_timeout", "the request did not come to its end", "send it faster"))
         else:
             host = "the provider" if self.plan is None else self.plan.host
