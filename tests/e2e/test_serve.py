@@ -182,6 +182,7 @@ def test_it_is_nobodys_child_and_holds_nothing_of_whoever_started_it(line: Comma
     assert [os.readlink(process / "fd" / str(number)) for number in range(3)] == ["/dev/null"] * 3
     assert ours not in files
     assert str(home / "run" / serving.STARTING) not in files
+    assert "Umask:\t0077\n" in process.joinpath("status").read_text()
     assert resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from valetkey.account_state import in_store
 from valetkey.broker import Broker
-from valetkey.credential import CredentialRef, Health, Secret, expires_at_of, login_command, secrets_of
-from valetkey.errors import NotForThisUse, NotLoggedIn, StoreLocked, WrongKey
+from valetkey.credential import CredentialRef, Health, Secret, expires_at_of, secrets_of
+from valetkey.errors import NotForThisUse, StoreLocked, WrongKey
 from valetkey.gateway.approvals import Approvals
 from valetkey.gateway.metrics import Metrics
 from valetkey.gateway.ring import Ring
@@ -162,13 +162,9 @@ class Operating:
 
         Never what the environment holds: it is this process's, and not that of whoever asks.
         """
-        broker = self._parts.broker
-        ref = broker.resolve(name)
-        if broker.store.account(ref) is None:
-            raise NotLoggedIn(
-                f"no credential is stored for {ref}", provider=ref.provider, hint=f"run `{login_command(ref)}`"
-            )
-        access = await broker.access(str(ref), use="token")
+        ref = self._parts.broker.resolve(name)
+        # Of a name with its account, the broker looks nowhere else.
+        access = await self._parts.broker.access(str(ref), use="token")
         secrets = {} if access.credential is None else secrets_of(access.credential)
         if access.credential is None or len(secrets) != 1:
             raise NotForThisUse(
