@@ -1,6 +1,7 @@
 # make test   everything that must hold: lint, types, import layers, all tests
 # make demo   a real model answers through a stored credential
-# make bench  the table of figures          make soak  the long trials
+# make bench  the tables of figures; bench-commands and bench-gateway are its two halves
+# make soak   the long trials
 # make lock   resolve the dependencies anew
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
 .NOTPARALLEL:
-.PHONY: test check install lint types imports tests demo bench soak lock clean
+.PHONY: test check install lint types imports tests demo bench bench-commands bench-gateway soak lock clean
 
 test: install lint types imports tests
 
@@ -60,16 +61,26 @@ tests:
 demo: $(VENV)/.installed
 	$(BIN)/valetkey demo
 
-bench: install $(VENV)-bench/.installed
+bench: bench-commands bench-gateway
+
+bench-commands: install $(VENV)-bench/.installed
 	$(BIN)/python bench/run.py
+
+# ARGS="--quick" for a minute's worth, ARGS="load --only nginx --only valetkey" for a part, ARGS=--profile for a profile.
+bench-gateway: install $(VENV)-bench/.installed $(VENV)-bench-litellm/.installed $(VENV)-bench-mitmproxy/.installed
+	@scripts/debian-packages --bench
+	$(BIN)/python -m bench.gateway $(ARGS)
 
 soak: install
 	$(BIN)/python bench/soak.py
 
-# The programs that Valetkey is compared with live apart, so that neither changes the other's start.
-$(VENV)-bench/.installed: bench/requirements.lock | $(VENV)/.installed
-	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(VENV)-bench
-	$(BIN)/uv pip sync --quiet --python $(VENV)-bench/bin/python --require-hashes bench/requirements.lock
+# The programs that Valetkey is compared with live apart, so that none changes another's start.
+$(VENV)-bench/.installed: bench/requirements.lock
+$(VENV)-bench-litellm/.installed: bench/litellm.lock
+$(VENV)-bench-mitmproxy/.installed: bench/mitmproxy.lock
+$(VENV)-bench/.installed $(VENV)-bench-litellm/.installed $(VENV)-bench-mitmproxy/.installed: | $(VENV)/.installed
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(@D)
+	$(BIN)/uv pip sync --quiet --python $(@D)/bin/python --require-hashes $<
 	touch $@
 
 # --- upkeep -----------------------------------------------------------------------------------
@@ -77,7 +88,9 @@ $(VENV)-bench/.installed: bench/requirements.lock | $(VENV)/.installed
 lock:
 	$(COMPILE) --upgrade --all-extras --group dev -o requirements.lock pyproject.toml
 	$(COMPILE) --upgrade --group bench -o bench/requirements.lock
+	$(COMPILE) --upgrade --group bench-litellm -o bench/litellm.lock
+	$(COMPILE) --upgrade --group bench-mitmproxy -o bench/mitmproxy.lock
 	npm update --silent --package-lock-only
 
 clean:
-	rm -rf $(VENV) $(VENV)-bench node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-bench* node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -5,6 +5,7 @@
     valetkey.token("openai")                                     # a fresh secret
     httpx2.Client(auth=valetkey.auth("anthropic@work"))          # renews by itself, and once on a 401
     with valetkey.environment("openai"): ...                     # sets the variables, restores exactly
+    valetkey.gateway("openai")                                   # base_url and a valet key: never the credential
 
 Nothing is imported before it is used: `import valetkey` takes no time worth measuring.
 """
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from valetkey.credential import Secret as Secret
     from valetkey.dialect import Model as Model
     from valetkey.errors import CredentialError as CredentialError
+    from valetkey.errors import GatewayError as GatewayError
     from valetkey.errors import LoginError as LoginError
     from valetkey.errors import NeedsLogin as NeedsLogin
     from valetkey.errors import NotForThisUse as NotForThisUse
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from valetkey.flow import EnterUserCode as EnterUserCode
     from valetkey.flow import OpenBrowser as OpenBrowser
     from valetkey.flow import PendingAuthorization as PendingAuthorization
+    from valetkey.gateway_access import GatewayAccess as GatewayAccess
     from valetkey.provider import Provider as Provider
     from valetkey.sdk import LoggedOut as LoggedOut
     from valetkey.sdk import accounts as accounts
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from valetkey.sdk import check as check
     from valetkey.sdk import complete_login as complete_login
     from valetkey.sdk import environment as environment
+    from valetkey.sdk import gateway as gateway
     from valetkey.sdk import logout as logout
     from valetkey.sdk import models as models
     from valetkey.sdk import open_broker as open_broker
@@ -68,6 +72,8 @@ __all__ = [
     "CredentialRef",
     "EnterFields",
     "EnterUserCode",
+    "GatewayAccess",
+    "GatewayError",
     "Health",
     "Identity",
     "LoggedOut",
@@ -93,6 +99,7 @@ __all__ = [
     "check",
     "complete_login",
     "environment",
+    "gateway",
     "logout",
     "models",
     "open_broker",
@@ -111,6 +118,7 @@ _PLACES = {
     "dialect": ("Model",),
     "errors": (
         "CredentialError",
+        "GatewayError",
         "LoginError",
         "NeedsLogin",
         "NotForThisUse",
@@ -121,6 +129,7 @@ _PLACES = {
         "UnknownProvider",
         "ValetkeyError",
     ),
+    "gateway_access": ("GatewayAccess",),
     "flow": ("EnterFields", "EnterUserCode", "OpenBrowser", "PendingAuthorization"),
     "provider": ("Provider",),
     "store": ("Account",),
@@ -152,11 +161,23 @@ class _Providers(ModuleType):
         return sdk.providers(custom=custom, broker=broker)
 
 
+class _Gateway(ModuleType):
+    """The package `valetkey.gateway`, which can be called as well."""
+
+    def __call__(self, name: str, *, broker: "Broker | None" = None) -> "GatewayAccess":
+        from valetkey import sdk
+
+        return sdk.gateway(name, broker=broker)
+
+
+_CALLED: "dict[str, type[ModuleType]]" = {"providers": _Providers, "gateway": _Gateway}
+
+
 class _Package(ModuleType):
     def __setattr__(self, name: str, value: object) -> None:
         # Once it is imported, the package of this name stands where the function is promised.
-        if name == "providers" and isinstance(value, ModuleType):
-            value.__class__ = _Providers
+        if name in _CALLED and isinstance(value, ModuleType):
+            value.__class__ = _CALLED[name]
         super().__setattr__(name, value)
 
 

@@ -8,11 +8,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from valetkey import inject
-from valetkey.credential import ApiKey, Credential, CredentialRef, Fields, Identity, Secret
-from valetkey.errors import HostsNotAccepted, InvalidParameter, NotForThisUse
+from valetkey.credential import ApiKey, Credential, CredentialRef, Fields, Identity, Secret, secrets_of
+from valetkey.errors import HostsNotAccepted, InvalidParameter, NotForThisUse, NotLoggedIn
 from valetkey.provider import AuthMethod, Provider
 
-__all__ = ["Access", "Use", "check_use", "credential_in", "defaults_of", "from_environment", "without_credential"]
+__all__ = [
+    "Access",
+    "Use",
+    "check_use",
+    "credential_in",
+    "defaults_of",
+    "from_environment",
+    "sole_secret",
+    "without_credential",
+]
 
 Use = Literal["token", "exec", "helper", "ask", "chat", "auth", "gateway", "probe"]
 # Design section 14: restricted logins serve none of these; one that names its agents serves them alone.
@@ -49,6 +58,14 @@ class Access:
             hosts=self.hosts,
             headers=merged,
             account_id=self.identity.account_id,
+        )
+
+    def placed(self, url: str) -> str:
+        """Give the URL with what the credential puts into its query. Raises: HostsNotAccepted as `check_place` does."""
+        if self.credential is None:
+            return url
+        return inject.placed(
+            self.credential, method=self.method, url=url, hosts=self.hosts, account_id=self.identity.account_id
         )
 
     def steps(self, url: str) -> list[inject.Step]:
@@ -104,6 +121,24 @@ def check_use(ref: CredentialRef, method: AuthMethod, use: Use, *, restricted: b
             provider=ref.provider,
             hint=f"log in with an API key: `valetkey login {ref.provider} --account api`",
         )
+
+
+def sole_secret(access: Access) -> Secret:
+    """Give the one secret that a tool can be told in one line. Raises: NotLoggedIn, NotForThisUse."""
+    if access.credential is None:
+        raise NotLoggedIn(
+            f"{access.ref.provider} is used without a key",
+            provider=access.ref.provider,
+            hint=f"`valetkey login {access.ref.provider}` stores one if your server wants it",
+        )
+    secrets = secrets_of(access.credential)
+    if len(secrets) != 1:
+        raise NotForThisUse(
+            f"{access.ref} has {len(secrets)} named secrets, not one",
+            provider=access.ref.provider,
+            hint=f"use `valetkey exec -p {access.ref} -- CMD` or `valetkey env {access.ref}`",
+        )
+    return next(iter(secrets.values()))
 
 
 def check_forms(method: AuthMethod, parameters: Mapping[str, str]) -> None:

@@ -17,6 +17,7 @@
         AddressRefused               a name that resolves to an address that gets no request
         TraceUnreadable TraceTooNew  the file of past requests
       ImportFailed                   another tool's file of logins
+      SetupRefused                   another tool's file of settings
 
 Each says what happened, to which provider, and what to do next. `code` is stable and the same in
 the command line, the API and the gateway; `retryable` says whether the same call may succeed later;
@@ -72,6 +73,7 @@ __all__ = [
     "RefreshRejected",
     "RequestRefused",
     "RestrictedLogin",
+    "SetupRefused",
     "SourceFailed",
     "StoreError",
     "StoreLocked",
@@ -475,3 +477,7 @@ class AddressRefused(GatewayError):
 
 class ImportFailed(ValetkeyError):
     """Another tool's file of logins cannot be read, or is not that tool's. It is left as it is."""
+
+
+class SetupRefused(ValetkeyError):
+    """Another tool's settings cannot be changed, or not taken back, without losing something; they are as they were."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from valetkey.credential import Credential
 
-__all__ = ["Freshness", "age_of", "fresh_for", "freshness", "judge"]
+__all__ = ["LEAST_LEFT", "Freshness", "age_of", "fresh_for", "freshness", "judge"]
 
 # A tool may use what it gets for a while: helpers promise 6 minutes (features E8).
 LEAST_LEFT = timedelta(minutes=6)

@@ -67,8 +67,9 @@ class AccountAuth(httpx2.Auth):
 def _put_in(request: httpx2.Request, access: Access, original: Mapping[str, str]) -> bool:
     """Replace the request's headers; say whether that changed them. Raises: HostsNotAccepted."""
     headers = httpx2.Headers(access.headers(str(request.url), original))
-    changed = headers != request.headers
-    request.headers = headers
+    url = httpx2.URL(access.placed(str(request.url)))
+    changed = headers != request.headers or url != request.url
+    request.headers, request.url = headers, url
     return changed
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, assert_never
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote_plus, urlsplit
 
 from valetkey.address import check_url, is_near
 from valetkey.credential import Credential, secrets_of
@@ -23,9 +23,12 @@ __all__ = [
     "headers_for",
     "host_matches",
     "join",
+    "placed",
     "reach",
     "steps_for",
     "variables_of",
+    "with_cookie",
+    "with_parameter",
 ]
 
 _BRACES = re.compile(r"\{([A-Za-z0-9_-]+)\}")
@@ -113,16 +116,26 @@ def headers_for(
                 result.setdefault(step.name, step.value)
             case "append":
                 result[step.name] = appended(result.get(step.name, ""), step.value)
+            case "cookie":
+                result["cookie"] = with_cookie(result.get("cookie", ""), step.name, step.value)
+            case "query" | "replace":
+                continue  # no header: `placed` and the gateway do these
             case _:
                 assert_never(step.kind)
     return result
 
 
+StepKind = Literal["remove", "set", "if absent", "append", "query", "cookie", "replace"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One thing that a credential does to a request's headers; steps are done in their order. `name` is lower case."""
+    """One thing that a credential does to a request; steps are done in their order.
 
-    kind: Literal["remove", "set", "if absent", "append"]
+    `name` is that of a header, in lower case; of a parameter for `query` and `cookie`; "path" or "body" for `replace`.
+    """
+
+    kind: StepKind
     name: str
     value: str = field(default="", repr=False)
 
@@ -149,7 +162,47 @@ def steps_for(
         for name, template in rule.set.items():
             if not _names_empty(template, values):
                 steps.append(_step(name.lower(), _one_line(name, fill(template, values))))
+        others: tuple[tuple[StepKind, Mapping[str, str]], ...] = (
+            ("query", rule.query),
+            ("cookie", rule.cookie),
+            ("replace", {str(place): template for place, template in rule.replace.items()}),
+        )
+        for kind, templates in others:
+            for name, template in templates.items():
+                if not _names_empty(template, values):
+                    steps.append(Step(kind=kind, name=name, value=_one_line(name, fill(template, values))))
     return steps
+
+
+def placed(
+    credential: Credential,
+    *,
+    method: AuthMethod,
+    url: str,
+    hosts: tuple[str, ...],
+    account_id: str | None = None,
+) -> str:
+    """Give the URL with what the credential puts into its query. Raises as `headers_for` does."""
+    if not any(rule.query for rule in method.inject):
+        return url
+    for step in steps_for(credential, method=method, url=url, hosts=hosts, account_id=account_id):
+        if step.kind == "query":
+            url = with_parameter(url, step.name, step.value)
+    return url
+
+
+def with_parameter(url: str, name: str, value: str) -> str:
+    """Give a URL, or a request target, whose query has this parameter, and no other of its name."""
+    path, _, query = url.partition("?")
+    kept = [pair for pair in query.split("&") if pair and unquote_plus(pair.partition("=")[0]) != name]
+    added = f"{quote(name, safe='')}={quote(value, safe='')}"
+    return f"{path}?{'&'.join([*kept, added])}"
+
+
+def with_cookie(present: str, name: str, value: str) -> str:
+    """Give a Cookie header (RFC 6265 section 4.2) with this cookie, and no other of its name."""
+    kept = [pair.strip() for pair in present.split(";") if pair.strip() and pair.partition("=")[0].strip() != name]
+    return "; ".join([*kept, f"{name}={value}"])
 
 
 def appended(present: str, value: str) -> str:

@@ -164,13 +164,17 @@ class Inject:
     """How the credential goes into a request: header templates, for all declared hosts or for `hosts`.
 
     A header name ending in `?` is set only if absent; one ending in `+` adds to a comma list.
-    `basic` is a user:password template for Basic.
+    `basic` is a user:password template for Basic. `query` and `cookie` name parameters, in place of the client's own.
+    `replace` says what the gateway puts where the client wrote its valet key in the path or the body.
     """
 
     hosts: tuple[str, ...] = ()
     set: Mapping[str, str] = field(default_factory=dict)
     remove: tuple[str, ...] = ()
     basic: str | None = None
+    query: Mapping[str, str] = field(default_factory=dict)
+    cookie: Mapping[str, str] = field(default_factory=dict)
+    replace: Mapping[Literal["path", "body"], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

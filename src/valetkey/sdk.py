@@ -25,6 +25,7 @@ from valetkey.waiting import wait_for
 if TYPE_CHECKING:
     from valetkey.account_state import AccountState
     from valetkey.dialect import Model
+    from valetkey.gateway_access import GatewayAccess
     from valetkey.httpx_auth import AccountAuth
     from valetkey.login import Logins
     from valetkey.providers.custom import KeyHeader
@@ -41,6 +42,7 @@ __all__ = [
     "check",
     "complete_login",
     "environment",
+    "gateway",
     "logins",
     "logout",
     "models",
@@ -103,6 +105,21 @@ def environment(*names: str, broker: Broker | None = None) -> Environment:
     from valetkey.variables import Environment
 
     return Environment(names, broker=_broker(broker))
+
+
+def gateway(name: str, *, broker: Broker | None = None) -> GatewayAccess:
+    """Give address and valet key of `name` (`provider` or `provider@account`) at the gateway, started where none runs.
+
+    `g = valetkey.gateway("openai"); OpenAI(base_url=g.base_url, api_key=g.key)`: the program never has the credential.
+    Raises: UnknownProvider, NotLoggedIn, NotForThisUse for a restricted login, GatewayFailed, StoreError.
+    """
+    from importlib.metadata import version
+
+    from valetkey.gateway_access import open_access
+
+    opened = _broker(broker)
+    paths = Paths.of(opened.environ)
+    return open_access(opened, name, paths=paths, environ=opened.environ, version=version("valetkey"))
 
 
 # --- logging in and out -----------------------------------------------------------------------

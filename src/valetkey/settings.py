@@ -131,7 +131,7 @@ SETTINGS = (
         key="trace.max_rows",
         kind="count",
         default=1_000_000,
-        description="How many requests the trace keeps at most; a million take some 200 MB.",
+        description="How many requests the trace keeps at most; a million take some 130 MB.",
     ),
     Setting(
         key="trace.otlp_endpoint",

@@ -17,6 +17,7 @@ from tests.support.local_server import Answer, LocalServer, Received
 from valetkey.cli.frame import valetkey as root
 
 KEY = "sk-" + "json1" * 8
+AWS_KEYS = f"access_key_id=AKIA{'A' * 16}\nsecret_access_key={'s' * 40}\n"
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 # `exec` gives what its command gives. The demo has a test of its own, with its model.
 WITHOUT_SHAPE = {"exec"}
@@ -86,6 +87,15 @@ def commands(server: LocalServer, folder: Path) -> list[tuple[str, list[str], st
         ("auth switch", ["acme@default"], ""),
         ("token", ["acme"], ""),
         ("env", ["acme"], ""),
+        ("login", ["github", "--method", "token", "--key", "-", "--no-verify"], KEY),
+        ("login", ["aws", "--method", "keys", "--key", "-", "--no-verify"], AWS_KEYS),
+        ("helper git", ["get"], "protocol=https\nhost=github.com\n\n"),
+        ("helper aws", ["aws"], ""),
+        ("helper claude", ["acme"], ""),
+        ("helper docker", ["get"], "github.com"),
+        ("setup", ["git", "--yes"], ""),
+        ("logout", ["github", "--yes"], ""),
+        ("logout", ["aws", "--yes"], ""),
         ("ask", ["-m", "acme/small", "hi"], ""),
         ("models", [], ""),
         ("models use", ["acme/small"], ""),
@@ -104,6 +114,11 @@ def commands(server: LocalServer, folder: Path) -> list[tuple[str, list[str], st
         ("key create", ["--grant", "acme", "--name", "ci"], ""),
         ("key list", [], ""),
         ("key revoke", ["ci"], ""),
+        ("trace", [], ""),
+        ("ca show", [], ""),
+        ("ca export", [str(folder / "exported.pem")], ""),
+        ("ca install-hint", [], ""),
+        ("ca rotate", ["--yes"], ""),
         ("store source", [], ""),
         ("store rekey", [], ""),
         ("store backup", [backup, "--passphrase-file", "-"], "a passphrase\n"),
@@ -151,6 +166,7 @@ def test_the_shapes_within_are_the_documented_ones_too(home: Path, server: Local
     with background(line) as running:
         assert said(running) in text
         assert said(line("status", "--json").json["gateway"]) in text
+    assert said(line("ca", "install-hint", "--json").json["hints"][0]) in text
 
 
 def test_an_error_is_one_document_too_whatever_was_wrong(home: Path) -> None:

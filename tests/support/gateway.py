@@ -19,11 +19,7 @@ from valetkey.broker import Broker
 from valetkey.clock import Clock, SystemClock
 from valetkey.config import Paths
 from valetkey.credential import ApiKey, Credential, CredentialRef, Secret
-
-try:
-    from valetkey.gateway.authority import Authority
-except ImportError:
-    Authority = lambda *a: None
+from valetkey.gateway.authority import Authority
 from valetkey.gateway.dial import Dialler
 from valetkey.gateway.keys import Keys
 from valetkey.gateway.limits import Limits as KeyLimits
@@ -80,7 +76,7 @@ class RunningGateway:
 
     def __init__(self, *providers: Provider, clock: Clock, store: MemoryStore | None, home: Path) -> None:
         self.clock = clock
-        self.store = store or MemoryStore(clock=clock)  # type: ignore[arg-type]  # a fake clock, or the real one
+        self.store = store or MemoryStore(clock=clock)
         self.catalogue = Declared(known=providers)
         self.broker = Broker(
             store=self.store,

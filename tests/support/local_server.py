@@ -7,25 +7,28 @@ import json
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self, assert_never
 from urllib.parse import parse_qsl, urlsplit
 
-__all__ = ["Answer", "Drop", "Hang", "LocalServer", "Received", "Reply"]
+from tests.support.relay import relay
+
+__all__ = ["Answer", "Drop", "Hang", "LocalServer", "Received", "Relay", "Reply", "Stream"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Received:
-    """A request as it came in. `headers` has lower-case names; of a repeated field the last one stands."""
+    """A request as it came in. `headers` has lower-case names; of a repeated field the last one stands there."""
 
     method: str
     path: str
     query: Mapping[str, str]
     headers: Mapping[str, str]
     body: bytes = field(repr=False)
+    head: str = field(default="", repr=False)  # the request line and every field, as they were written
 
     @property
     def form(self) -> dict[str, str]:
@@ -50,6 +53,23 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stream:
+    """An answer whose pieces are sent as they come, each in a chunk of its own."""
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    pieces: Iterable[bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relay:
+    """From here on the connection is one to this port of loopback, which is sent `head` first."""
+
+    port: int
+    head: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Drop:
     """The connection is cut after these raw bytes."""
 
@@ -61,7 +81,7 @@ class Hang:
     """No answer, until the server is stopped."""
 
 
-Reply = Answer | Drop | Hang
+Reply = Answer | Stream | Relay | Drop | Hang
 
 
 class LocalServer:
@@ -128,21 +148,39 @@ class LocalServer:
                     path=target.path,
                     query=dict(parse_qsl(target.query, keep_blank_values=True)),
                     headers={name.lower(): value for name, value in self.headers.items()},
-                    body=self.rfile.read(int(self.headers.get("content-length") or 0)),
+                    body=self._body(),
+                    head=f"{self.requestline}\n{self.headers}",
                 )
                 outer._keep(received)
                 self._send(outer._respond(received))
 
+            def _body(self) -> bytes:
+                if self.headers.get("transfer-encoding", "").lower() != "chunked":
+                    return self.rfile.read(int(self.headers.get("content-length") or 0))
+                pieces = []
+                while size := int(self.rfile.readline().split(b";")[0], 16):
+                    pieces.append(self.rfile.read(size))
+                    self.rfile.readline()
+                while self.rfile.readline().strip():
+                    """Trailers are of no interest."""
+                return b"".join(pieces)
+
             def _send(self, reply: Reply) -> None:
                 match reply:
                     case Answer():
-                        self.send_response_only(reply.status)
-                        for name, value in {"date": self.date_time_string(), **reply.headers}.items():
-                            self.send_header(name, value)
-                        self.send_header("content-length", str(len(reply.body)))
-                        self.end_headers()
+                        self._head(reply.status, {**reply.headers, "content-length": str(len(reply.body))})
                         if self.command != "HEAD":
                             self.wfile.write(reply.body)
+                    case Stream():
+                        self._head(reply.status, {**reply.headers, "transfer-encoding": "chunked"})
+                        for piece in reply.pieces:
+                            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                        self.wfile.write(b"0\r\n\r\n")
+                    case Relay():
+                        self.close_connection = True
+                        with socket.create_connection(("127.0.0.1", reply.port)) as other:
+                            other.sendall(reply.head)
+                            relay(self.connection, other)
                     case Drop():
                         self.wfile.write(reply.after)
                         self.wfile.flush()
@@ -152,6 +190,12 @@ class LocalServer:
                         self.close_connection = True
                     case _:
                         assert_never(reply)
+
+            def _head(self, status: int, headers: Mapping[str, str]) -> None:
+                self.send_response_only(status)
+                for name, value in {"date": self.date_time_string(), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
 
             def log_message(self, format: str, *args: object) -> None:
                 """Keep quiet: the test looks at `requests`."""
@@ -177,10 +221,15 @@ class _Server(ThreadingHTTPServer):
 
     def finish_request(self, request: object, client_address: object) -> None:
         assert isinstance(request, socket.socket)
-        # The handshake happens in the connection's own thread, so that a client that fails holds up nobody.
-        connection = request if self._tls is None else self._tls.wrap_socket(request, server_side=True)
+        connection = request
+        if self._tls is not None:
+            connection = self._tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
         self._connections.add(connection)
         try:
+            if isinstance(connection, ssl.SSLSocket):
+                # In the connection's own thread, so that a client that fails holds up nobody; and when it is known, so
+                # that one that keeps silent does not hold up the end.
+                connection.do_handshake()
             super().finish_request(connection, client_address)
         finally:
             self._connections.discard(connection)

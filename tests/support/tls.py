@@ -32,14 +32,14 @@ class CertificateAuthority:
         self.ca_file = folder / "ca.pem"
         self.ca_file.write_bytes(certificate.public_bytes(Encoding.PEM))
 
-    def context(self, *hosts: str) -> ssl.SSLContext:
+    def context(self, *hosts: str, expired: bool = False) -> ssl.SSLContext:
         """Give a server's context for loopback, or for these host names instead."""
         names: list[x509.GeneralName] = [x509.DNSName(host) for host in hosts or ("localhost",)]
         if not hosts:
             names += [x509.IPAddress(ipaddress.ip_address(a)) for a in ("127.0.0.1", "::1")]
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (
-            self._builder(x509.Name([]), key.public_key())
+            self._builder(x509.Name([]), key.public_key(), age=timedelta(days=2 if expired else 0))
             .add_extension(x509.SubjectAlternativeName(names), critical=True)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(sign_certificates=False), critical=True)
@@ -56,8 +56,10 @@ class CertificateAuthority:
         context.load_cert_chain(pair)
         return context
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        now = datetime.now(UTC)
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, age: timedelta = timedelta(0)
+    ) -> x509.CertificateBuilder:
+        now = datetime.now(UTC) - age
         return (
             x509.CertificateBuilder()
             .subject_name(subject)

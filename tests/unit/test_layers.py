@@ -12,12 +12,16 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "valetkey"
 IDS = {file.stem for file in (SOURCE / "providers").glob("*.toml")}
+# There it is the name of the tool of that name, and of the words that set it up.
+TOOLS = {"cli/helper.py": {"aws"}, "setup/__init__.py": {"aws"}, "setup/aws.py": {"aws"}}
 PLACES = (
     "runs",
     "gateway",
     "web",
     "cli",
     "chat",
+    "helpers",
+    "setup",
     "broker",
     "login",
     "sdk",
@@ -53,7 +57,7 @@ def test_the_search_finds_what_it_looks_for() -> None:
 
 @pytest.mark.parametrize("file", sources(), ids=lambda file: str(file.relative_to(SOURCE)))
 def test_no_provider_is_known_by_its_id(file: Path) -> None:
-    assert mentions(file.read_text(), IDS) == []
+    assert mentions(file.read_text(), IDS - TOOLS.get(str(file.relative_to(SOURCE)), set())) == []
 
 
 def test_importing_valetkey_brings_nothing_heavy() -> None:

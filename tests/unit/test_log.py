@@ -177,3 +177,30 @@ def test_an_old_log_file_is_closed_to_others(tmp_path: Path) -> None:
     file.touch(mode=0o644)
     log.set_up(level="warning", file=str(file))()
     assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_only_so_many_secrets_are_known_at_a_time_and_the_oldest_are_forgotten() -> None:
+    take_back = log.set_up(stream=io.StringIO())
+    before = log.generation()
+    made = [f"{number:06}-secret" for number in range(4100)]
+    for value in made:
+        log.known(value)
+        log.known(value)
+    assert log.redact(f"{made[0]} {made[-1]}") == f"{made[0]} {log.REMOVED}"
+    assert log.generation() != before
+    assert made[0][:6] not in vars(log)["_by_beginning"]
+    take_back()
+    assert log.redact(made[-1]) == made[-1]
+    assert vars(log)["_by_beginning"] == {}
+
+
+def test_secrets_that_begin_alike_are_told_apart() -> None:
+    take_back = log.set_up(stream=io.StringIO())
+    for value in ("common-one", "common-two", "common-one-and-more"):
+        log.known(value)
+    assert log.redact("common-one common-two common-x common-one-and-more") == (
+        f"{log.REMOVED} {log.REMOVED} common-x {log.REMOVED}-and-more"
+    )
+    assert log.without_beginning("ends in common-t") == f"ends in {log.REMOVED}"
+    assert log.without_beginning("ends in commo") == "ends in commo"
+    take_back()

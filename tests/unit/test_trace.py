@@ -69,6 +69,7 @@ def test_a_row_is_written_without_anybody_asking(path: Path, clock: FakeClock, r
     trace.add(row())
     trace.start()
     trace.start()
+    assert [thread.name for thread in threading.enumerate()].count("valetkey-trace") == 1
     assert written.wait(PATIENCE_SECONDS)
     written.clear()
     # Now it sleeps, or is about to: a row that comes has to wake it.
@@ -245,6 +246,8 @@ def test_the_oldest_rows_are_deleted_when_there_are_too_many_and_the_sums_stay(
     trace.flush()
     assert [recorded.id for recorded in reader.newest(100)] == list(range(5000, 4990, -1))
     assert trace.tokens_since("k1", START) == 5000 * 33
+    put(trace, *(row() for _ in range(20)))
+    assert len(reader.newest(100)) == 30  # looked after once a minute, not with every batch
     trace.close()
 
 
@@ -321,16 +324,38 @@ def test_a_file_that_somebody_takes_away_is_made_anew(trace: Trace, reader: Trac
     assert trace.dropped == 0
 
 
-def test_rows_are_dropped_where_no_file_can_be(home: Path, path: Path, trace: Trace, reader: TraceReader) -> None:
+def test_the_log_of_a_file_that_is_moved_aside_goes_with_it(path: Path, trace: Trace, reader: TraceReader) -> None:
+    put(trace, row(path="/before"))
+    # Whoever has it open keeps its -wal alive; a new file would be read together with it.
+    with closing(sqlite3.connect(path)) as other:
+        trace.close()
+        other.execute("PRAGMA user_version = 99")
+        anew = Trace(path, FakeClock())
+        put(anew, row(path="/after"))
+        assert path.with_name("trace.db.newer-wal").exists()
+        assert paths(reader) == ["/after"]
+        assert other.execute("SELECT path FROM request").fetchall() == [("/before",)]
+        anew.close()
+
+
+def test_rows_are_dropped_where_no_file_can_be_and_that_is_told_once(
+    home: Path, path: Path, trace: Trace, reader: TraceReader, caplog: pytest.LogCaptureFixture
+) -> None:
     target = home / "target"
     path.symlink_to(target)
     put(trace, row())
+    put(trace, row())
     assert not target.exists()
-    assert trace.dropped == 1
+    assert trace.dropped == 2
+    assert len(caplog.records) == 1
     path.unlink()
     put(trace, row(path="/again"))
     assert paths(reader) == ["/again"]
-    assert trace.dropped == 1
+    assert trace.dropped == 2
+    path.unlink()
+    path.symlink_to(target)
+    put(trace, row())
+    assert len(caplog.records) == 2  # it was well in between
 
 
 _FULL_DISK = """

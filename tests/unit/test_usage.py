@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -151,6 +152,25 @@ def test_an_answer_beyond_the_limit_is_not_read_and_the_next_events_are() -> Non
     assert told("openai-chat", EVENTS, stream) == ("small", usage(11, 22))
     pieces = [stream[i : i + 5000] for i in range(0, len(stream), 5000)]
     assert told("openai-chat", EVENTS, *pieces) == ("small", usage(11, 22))
+
+
+def test_the_rest_of_a_line_that_was_too_long_is_no_line() -> None:
+    long, rest = b"data: " + b"x" * LIMIT_BYTES, b'data: {"model": "fake", "usage": {"prompt_tokens": 999}}\n'
+    good = b'data: {"model": "small", "usage": {"prompt_tokens": 11}}\n'
+    assert told("openai-chat", EVENTS, long, rest, good) == ("small", usage(11, 0))
+    assert told("openai-chat", EVENTS, long, b"\n" + good) == ("small", usage(11, 0))
+
+
+@pytest.mark.parametrize("kind", [JSON, EVENTS])
+def test_no_more_is_kept_than_the_limit_says(kind: str) -> None:
+    reader = usage_reader(dialect="openai-chat", path=PATHS["openai-chat"], content_type=kind)
+    assert reader is not None
+    tracemalloc.start()
+    for _ in range(1000):
+        reader.feed(b"x" * 10_000)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 3 * LIMIT_BYTES
 
 
 def test_an_event_at_the_limit_is_read_however_it_is_cut() -> None:

@@ -108,7 +108,7 @@ def _send(sent: _Sent, http: HttpClient) -> AbstractContextManager[httpx2.Respon
     wanted = {"content-type": "application/json", "accept": "text/event-stream, application/json"}
     return http.stream(
         sent.question.method,
-        url,
+        sent.access.placed(url),
         headers=sent.access.headers(url, {**wanted, **sent.question.headers}),
         body=json.dumps(sent.question.body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"),
         read_timeout_seconds=SILENCE_SECONDS,

@@ -110,7 +110,7 @@ def fetch(access: Access, *, http: HttpClient) -> list[Model]:
         dialect = dialect_of(provider, "")
         path, headers = path or dialect.models(), {**dialect.headers, **headers}
     url = access.url(path)
-    answer = http.send("GET", url, headers=access.headers(url, headers))
+    answer = http.send("GET", access.placed(url), headers=access.headers(url, headers))
     if answer.status != 200:
         raise _refused(access, answer)
     ids = {m.id for m in first}

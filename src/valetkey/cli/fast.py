@@ -1,8 +1,9 @@
-"""`valetkey token NAME`: the credential on stdout, in milliseconds.
+"""`valetkey token NAME` and `valetkey helper claude NAME`: the credential on stdout, in milliseconds.
 
-Other tools call it before each request, so `fast` imports no click, no asyncio and no HTTP client. It answers only
+Other tools call them before each request, so `fast` imports no click, no asyncio and no HTTP client. It answers only
 what is simple: a stored login that is fresh, under a key file, or one that the running gateway gives: that holds the
-store's key where another key source would ask for it, and renews. For everything else it gives way to `token.py`.
+store's key where another key source would ask for it, and renews. For everything else it gives way to `token.py` and
+`helper.py`.
 """
 
 from __future__ import annotations
@@ -25,9 +26,15 @@ _PATIENCE_SECONDS = 25.0
 
 def fast(argv: list[str]) -> int | None:
     """Print the credential and give 0, or None where the whole command has to look."""
-    if len(argv) != 2 or argv[1].startswith("-"):
+    if argv[:2] == ["helper", "claude"]:
+        names, kept = argv[2:], True
+    elif argv[:1] == ["token"]:
+        names, kept = argv[1:], False
+    else:
         return None
-    provider, at, account = argv[1].partition("@")
+    if len(names) != 1 or names[0].startswith("-"):
+        return None
+    provider, at, account = names[0].partition("@")
     home = os.environ.get("VALETKEY_HOME") or os.path.join(os.path.expanduser("~"), ".valetkey")
     if (at and not account) or (not at and _folders_decide(home)):
         return None
@@ -36,9 +43,9 @@ def fast(argv: list[str]) -> int | None:
         from valetkey.stores.quick import quick_record
 
         record = quick_record(home, provider, account or None)
-        value = _usable(record) if record is not None else None
+        value = _usable(record, kept=kept) if record is not None else None
     if value is None:
-        value = _from_gateway(home, argv[1])
+        value = _from_gateway(home, names[0], kept=kept)
     return None if value is None else _print(value)
 
 
@@ -57,7 +64,7 @@ def _print(value: str) -> int:
     return 0
 
 
-def _from_gateway(home: str, name: str) -> str | None:
+def _from_gateway(home: str, name: str, *, kept: bool) -> str | None:
     """Give what the running gateway gives; None where there is none, or it has an error to tell."""
     if not os.path.exists(os.path.join(home, "run", "serve.json")):
         return None
@@ -68,6 +75,13 @@ def _from_gateway(home: str, name: str) -> str | None:
         answer = serving.ask(home, "POST", "/token", {"name": name}, patience_seconds=_PATIENCE_SECONDS)
     except (ValetkeyError, OSError):
         return None
+    if kept and (ends := _time(answer.get("expires_at"))) is not None:
+        from datetime import UTC, datetime
+
+        from valetkey.freshness import LEAST_LEFT
+
+        if ends - datetime.now(UTC) < LEAST_LEFT:
+            return None
     return _text(answer.get("token"))
 
 
@@ -80,11 +94,11 @@ def _folders_decide(home: str) -> bool:
         return False
 
 
-def _usable(record: dict[str, Any]) -> str | None:
-    """Give the secret of a record that may be handed out as it is."""
+def _usable(record: dict[str, Any], *, kept: bool) -> str | None:
+    """Give the secret of a record that may be handed out as it is, also to a tool that keeps it for a while."""
     from datetime import UTC, datetime, timedelta
 
-    from valetkey.freshness import Freshness, judge
+    from valetkey.freshness import LEAST_LEFT, Freshness, judge
 
     if record["restricted"] or record["health"] not in ("ok", "expiring", "unknown"):
         return None
@@ -104,7 +118,9 @@ def _usable(record: dict[str, Any]) -> str | None:
         return None
     age = max(timedelta(0), datetime.now(UTC) - issued)
     state = judge(age, life=ends - issued, renew_after=None if renew is None else renew - issued)
-    return _text(value) if state is Freshness.FRESH else None
+    # A short life is fresh with less than that left.
+    short = kept and ends - issued - age < LEAST_LEFT
+    return _text(value) if state is Freshness.FRESH and not short else None
 
 
 def _time(value: object) -> datetime | None:

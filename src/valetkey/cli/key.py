@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from valetkey.cli.frame import State, command, group
 from valetkey.cli.output import until
-from valetkey.errors import GatewayDown, RecordDamaged
+from valetkey.errors import RecordDamaged
 
 if TYPE_CHECKING:
     from valetkey.gateway.keys import Keys, ValetKey
     from valetkey.gateway.limits import Limits
 
 __all__ = ["key"]
-
-_ADDRESS = "http://127.0.0.1:4380"
 
 
 @group("key", short_help="Make, list and revoke valet keys.")
@@ -71,7 +66,7 @@ def create(
         expires_at=None if expires is None else read_expiry(expires, state.clock.now()),
     )
     _tell_gateway(state)
-    addresses = base_urls(_address(state), made.grants)
+    addresses = base_urls(state.gateway_url, made.grants)
     state.emit(
         {
             "id": made.id,
@@ -93,7 +88,7 @@ def _say_how(state: State, made: ValetKey, addresses: list[tuple[str, str]]) -> 
     width = max(len(name) for name, _ in addresses)
     for name, address in addresses:
         state.say(f"  {name:<{width}}  {address}")
-    proxy = _address(state).replace("://", "://x:KEY@", 1)
+    proxy = state.gateway_url.replace("://", "://x:KEY@", 1)
     state.say(f"Or, with KEY being it, as its proxy: HTTPS_PROXY={proxy}")
     state.say(f"To end it: valetkey key revoke {made.id}")
 
@@ -191,24 +186,11 @@ def _keys(state: State) -> Keys:
 # --- the gateway that runs -------------------------------------------------------------------
 
 
-def _serving() -> ModuleType | None:
-    try:
-        return importlib.import_module("valetkey.serving")
-    except ModuleNotFoundError:
-        return None
-
-
 def _tell_gateway(state: State) -> None:
     """Let the gateway that runs read its keys now; it sees by itself that the store has changed, a little later."""
-    if (serving := _serving()) is not None:
-        serving.poke(str(state.paths.home))
+    from valetkey import serving
 
-
-def _address(state: State) -> str:
-    if (serving := _serving()) is not None:
-        with suppress(GatewayDown):
-            return str(serving.base_url(str(state.paths.home)))
-    return _ADDRESS
+    serving.poke(str(state.paths.home))
 
 
 for _command in (create, list_keys, revoke):

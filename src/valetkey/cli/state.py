@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["State", "is_terminal"]
 
 T = TypeVar("T")
+_USUAL_PORT = 4380
 
 
 @dataclass(kw_only=True)
@@ -221,6 +222,17 @@ class State:
             environ=self.environ,
             accounts_here=self.config.accounts_here(Path.cwd()),
         )
+
+    @property
+    def gateway_url(self) -> str:
+        """The address of the gateway that runs, else the one where it would listen: with port 0, nobody knows yet."""
+        from valetkey import serving
+        from valetkey.errors import GatewayDown
+
+        with suppress(GatewayDown):
+            return serving.base_url(str(self.paths.home))
+        host = self.config.text("gateway.host") or "127.0.0.1"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.config.port('gateway.port') or _USUAL_PORT}"
 
     @cached_property
     def logins(self) -> Logins:

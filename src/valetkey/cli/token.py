@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from valetkey import serving
+from valetkey.access import sole_secret
 from valetkey.cli.frame import State, command
-from valetkey.credential import expires_at_of, secrets_of
-from valetkey.errors import GatewayDown, NotForThisUse, NotLoggedIn, StoreLocked, WrongKey
+from valetkey.credential import expires_at_of
+from valetkey.errors import GatewayDown, NotLoggedIn, StoreLocked, WrongKey
 
 __all__ = ["token"]
 
@@ -22,22 +23,9 @@ def token(state: State, *, name: str) -> None:
             click.echo(told["token"])
         return
     access = state.run(state.broker.access(name, use="token"))
-    if access.credential is None:
-        raise NotLoggedIn(
-            f"{access.ref.provider} is used without a key",
-            provider=access.ref.provider,
-            hint=f"`valetkey login {access.ref.provider}` stores one if your server wants it",
-        )
-    secrets = secrets_of(access.credential)
-    if len(secrets) != 1:
-        raise NotForThisUse(
-            f"{access.ref} has {len(secrets)} named secrets, not one",
-            provider=access.ref.provider,
-            hint=f"use `valetkey exec -p {access.ref} -- CMD` or `valetkey env {access.ref}`",
-        )
-    value = next(iter(secrets.values())).reveal()
+    value = sole_secret(access).reveal()
     if state.json:
-        ends = expires_at_of(access.credential)
+        ends = None if access.credential is None else expires_at_of(access.credential)
         state.emit(
             {
                 "provider": access.ref.provider,

@@ -17,7 +17,7 @@ from valetkey.errors import (
 from valetkey.flows.context import Context
 from valetkey.flows.token_endpoint import claims_of
 from valetkey.http import Response
-from valetkey.inject import fill, headers_for, join, reach
+from valetkey.inject import fill, headers_for, join, placed, reach
 from valetkey.log import holds_secret
 from valetkey.pointer import text_at
 from valetkey.provider import AuthMethod, Call
@@ -101,6 +101,7 @@ async def _send(context: Context, credential: Credential, call: Call, identity: 
         headers = headers_for(
             credential, method=context.method, url=url, hosts=hosts, headers=given, account_id=identity.account_id
         )
+        url = placed(credential, method=context.method, url=url, hosts=hosts, account_id=identity.account_id)
     except InvalidProvider as error:
         # Mostly an account id that the tokens should have told and did not.
         raise ValidationFailed(

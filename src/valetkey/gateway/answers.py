@@ -88,17 +88,17 @@ def refused(decision: Refuse) -> Answer:
     )
 
 
-def no_key(*, proxy: bool, known: bool) -> Answer:
-    """Give the answer to a client that shows no valet key, or none that counts."""
-    what = "is not known, has ended or was revoked" if known else "is missing"
+def no_key(*, proxy: bool, why: str | None) -> Answer:
+    """Give the answer to a client that shows no valet key, or none that counts: `why` says so."""
+    message = why or "the request shows no valet key"
     hint = "make one with `valetkey key create --grant PROVIDER`"
     if proxy:
         hint += ", and put it into the proxy's address: http://x:KEY@HOST:PORT"
         headers = b'proxy-authenticate: Basic realm="valetkey"\r\n'
-        return Answer(407, "key_refused", {"message": f"the valet key {what}", "hint": hint}, headers)
+        return Answer(407, "key_refused", {"message": message, "hint": hint}, headers)
     hint += ", and use it where the tool wants its API key"
     headers = b'www-authenticate: Basic realm="valetkey"\r\n'
-    return Answer(401, "key_refused", {"message": f"the valet key {what}", "hint": hint}, headers)
+    return Answer(401, "key_refused", {"message": message, "hint": hint}, headers)
 
 
 def too_many(wait_seconds: float) -> Answer:

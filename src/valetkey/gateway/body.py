@@ -85,6 +85,13 @@ class Up:
         self._held, self._held_bytes = [], 0
         self.sent_end = False
 
+    def become(self, body: bytes) -> int:
+        """Take this for the whole body, to be sent once and with its length, and give that."""
+        self.waiting, self.waiting_bytes = ([body] if body else []), len(body)
+        self.chunked = False
+        self._held = None
+        return len(body)
+
     def drop(self) -> None:
         """Keep nothing for a second try: the answer is on its way."""
         self._held = None

@@ -12,7 +12,7 @@ import httptools
 
 from valetkey.gateway.answers import failed
 from valetkey.gateway.exchange import Exchange, Repeat
-from valetkey.gateway.message import MAX_HEAD_BYTES, Header, version_of
+from valetkey.gateway.message import MAX_HEAD_BYTES, MAX_HEADERS, Header, head_size, version_of
 
 if TYPE_CHECKING:
     from valetkey.gateway.plan import Tunnel
@@ -24,12 +24,14 @@ log = logging.getLogger(__name__)
 
 # A body that is not wanted yet stops the reading at this.
 _MAX_WAITING_BYTES = 64 * 1024
+_TOO_LONG = "has a head, trailers or chunk extensions longer than 64 KiB"
 
 
 class ClientConnection(asyncio.Protocol):
     """One connection of a client. `queue[0]` is being answered; later requests wait."""
 
     __slots__ = (
+        "_full",
         "_headers",
         "_in_head",
         "_lengths",
@@ -75,6 +77,8 @@ class ClientConnection(asyncio.Protocol):
         # As the first line has it; empty where it was not looked at, behind another request in one piece.
         self._version = ""
         self._stopped = False
+        # The client takes its answers slower than they come.
+        self._full = False
         self._paused_by: set[str] = set()
 
     # --- the transport -----------------------------------------------------------------------
@@ -88,6 +92,9 @@ class ClientConnection(asyncio.Protocol):
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._line:
+            early, self._line = self._line, b""
+            self.data_received(early)
 
     def data_received(self, data: bytes) -> None:
         """Parse all of it, then go on with the request in front."""
@@ -95,33 +102,42 @@ class ClientConnection(asyncio.Protocol):
             self.queue[0].relay_up(data)
             return
         if self._stopped or self._parser is None:
+            self._keep_early(data)
             return
         if self._line is not None:
             whole = self._request_line(data)
             if whole is None:
                 return
             data = whole
-        if self._in_head:
-            self._seen += len(data)
+        self._seen += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._stop()
-            receiving = self.queue[-1]
-            receiving.leftover = data[upgrade.args[0] :]
+            self.queue[-1].upgrades(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             self._unparsable(error)
-        if self._in_head and self._seen > MAX_HEAD_BYTES and not self._stopped:
-            self._refuse(431, "has a head longer than 64 KiB")
+        if self._seen > MAX_HEAD_BYTES and not self._stopped:
+            self._refuse(431, _TOO_LONG)
         queue = self.queue
         if queue:
             front = queue[0]
             if not front.started:
-                front.start()
+                self._advance()
             elif front.waiting_up:
                 front.flush_up()
-            if len(queue) > 1 or (not front.attached and front.waiting_bytes > _MAX_WAITING_BYTES):
+            if len(queue) > 1 or (not front.attached and front.waiting_bytes > front.room_bytes):
                 self.pause("queue")
+
+    def _keep_early(self, data: bytes) -> None:
+        """Keep what comes before it can be used: before the handshake of TLS is told, or before an upgrade."""
+        if self.transport is None and self._line is not None:
+            self._line += data
+        elif not self.closing and self.queue and self.queue[-1].upgrading:
+            waiting = self.queue[-1]
+            waiting.leftover += data
+            if len(waiting.leftover) > _MAX_WAITING_BYTES:
+                self.pause("upgrade")
 
     def _request_line(self, data: bytes) -> bytes | None:
         """Look at the first line before the parser does: it takes what is no HTTP/1.x as well."""
@@ -129,16 +145,21 @@ class ClientConnection(asyncio.Protocol):
             data = self._line + data
         elif not self.queue:
             self.deadline = self.gateway.tick + self.gateway.settings.head_seconds
-        end = data.find(b"\n")
+        # RFC 9112 section 2.2: one empty line before it is left over from a sloppy client.
+        start = 2 if data.startswith(b"\r\n") else 0
+        end = data.find(b"\n", start)
         if end < 0 and len(data) <= MAX_HEAD_BYTES:
             self._line = data
             return None
-        version = version_of(data[: end + 1])
+        version = version_of(data[start : end + 1])
         if version:
             self._line = None
             self._version = version
             return data
-        self._refuse(400, "does not begin with a line of HTTP/1.1")
+        if end < 0:
+            self._refuse(431, _TOO_LONG)
+        else:
+            self._refuse(400, "does not begin with a line of HTTP/1.1")
         self._advance()
         return None
 
@@ -153,12 +174,17 @@ class ClientConnection(asyncio.Protocol):
     def _refuse(self, status: int, reason: str) -> None:
         """Queue an answer to what cannot be parsed; after it the connection ends."""
         self._stop()
-        if self._receiving is not None and not self._receiving.body_complete:
-            # Its body broke off inside: what was begun upstream must not end well.
-            self._receiving.cut_off(failed(status, "malformed", f"the request {reason}", "send it in plain HTTP/1.1"))
+        told = failed(status, "malformed", f"the request {reason}", "send it in plain HTTP/1.1")
+        receiving = self._receiving
+        if receiving is not None and not receiving.body_complete:
+            # Its body broke off inside: what was begun upstream must not end well. Its turn may be yet to come.
+            if receiving.started:
+                receiving.cut_off(told)
+            else:
+                receiving.problem = receiving.problem or told
             return
-        exchange = Exchange(self, b"", b"", "1.1", False, [], [])
-        exchange.problem = failed(status, "malformed", f"the request {reason}", "send it in plain HTTP/1.1")
+        exchange = Exchange(self, b"", b"", "1.1", True, [], [])
+        exchange.problem = told
         exchange.body_complete = True
         self.queue.append(exchange)
 
@@ -167,7 +193,8 @@ class ClientConnection(asyncio.Protocol):
         self._line = None
 
     def _advance(self) -> None:
-        if self.queue and not self.queue[0].started:
+        # Who does not take his answers gets no more of them: they would have to be kept here.
+        if self.queue and not self.queue[0].started and not self._full:
             self.queue[0].start()
 
     def eof_received(self) -> bool:
@@ -175,10 +202,10 @@ class ClientConnection(asyncio.Protocol):
         front = self.queue[0] if self.queue else None
         if front is None or self.relaying or not self.queue[-1].body_complete or self.tunnel is not None:
             return False
+        if not front.half_closed():
+            return False
         self.half_closed = True
         self._stop()
-        # A client that was killed looks the same: it is not waited for without end.
-        front.half_closed()
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -193,13 +220,16 @@ class ClientConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Stop reading from the provider: the client takes the answer slower than it comes."""
+        self._full = True
         if self.queue:
             self.queue[0].pause_upstream()
 
     def resume_writing(self) -> None:
         """Go on reading from the provider."""
+        self._full = False
         if self.queue:
             self.queue[0].resume_upstream()
+            self._advance()
 
     def pause(self, reason: str) -> None:
         """Stop reading, for a reason that `resume` takes back."""
@@ -265,6 +295,8 @@ class ClientConnection(asyncio.Protocol):
         name = name.lower()
         if self._receiving is not None:
             self._receiving.up.trailers.append((name, value))
+            if len(self._receiving.up.trailers) > MAX_HEADERS and not self._stopped:
+                self._refuse(431, _TOO_LONG)
         elif name == b"content-length":
             self._lengths.append(value)
         else:
@@ -273,10 +305,10 @@ class ClientConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Queue the request; it is begun when it stands in front and what came with it is parsed."""
         parser = self._parser
-        if parser is None:
+        if parser is None or self._stopped:
             return
         self._in_head = False
-        self._seen = 0
+        seen, self._seen = self._seen, 0
         self._receiving = exchange = Exchange(
             self,
             parser.get_method(),
@@ -286,10 +318,13 @@ class ClientConnection(asyncio.Protocol):
             self._headers,
             self._lengths,
         )
+        if seen > MAX_HEAD_BYTES and len(self._url) + head_size(self._headers) > MAX_HEAD_BYTES:
+            exchange.problem = failed(431, "malformed", f"the request {_TOO_LONG}", "send less")
         self.queue.append(exchange)
 
     def on_body(self, data: bytes) -> None:
         """Hand on a piece of the body."""
+        self._seen = 0
         if self._receiving is not None:
             self._receiving.body(data)
 
@@ -315,7 +350,8 @@ class ClientConnection(asyncio.Protocol):
             return
         self.deadline = self.gateway.tick + self.gateway.settings.idle_seconds
         if self._paused_by:
-            self.resume("queue")
+            if len(self.queue) < 2:
+                self.resume("queue")
             self.resume("upstream")
         if self.queue:
             # Not from within: a thousand pipelined refusals are no reason for a thousand frames.
@@ -323,13 +359,14 @@ class ClientConnection(asyncio.Protocol):
 
     def _end(self, exchange: Exchange) -> None:
         self._stop()
+        self.relaying = False
         for waiting in self.queue:
             waiting.client_gone()
         self.queue.clear()
-        if exchange.body_complete or self.half_closed:
+        if (exchange.body_complete and not exchange.keep_alive) or self.half_closed:
             self.close()
             return
-        # What the client is still sending is read and dropped for a moment: a reset would take the answer with it.
+        # What the client may still be sending is read and dropped for a moment: a reset would take the answer with it.
         self.closing = True
         self.deadline = self.gateway.tick + 2.0
         self._paused_by.clear()

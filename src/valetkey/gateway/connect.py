@@ -37,7 +37,13 @@ async def _intercept(exchange: Exchange, plan: Plan) -> None:
     transport = client.transport
     if transport is None:
         return
-    inside = gateway.inside(Tunnel(host=plan.host_name, port=plan.port, live=live))
+    if exchange.leftover:
+        # start_tls cannot be given what was read already.
+        exchange.answer(
+            answers.failed(400, "malformed", "the request sends something before its tunnel is open", "wait for it")
+        )
+        return
+    inside = gateway.inside(Tunnel(host=plan.host_name, port=plan.port, live=live, token=exchange.token))
     # Nothing may be read as HTTP any more: the next bytes are the client's TLS.
     client.pause("tls")
     client.write(_OPEN)
@@ -67,4 +73,4 @@ async def _pass_through(exchange: Exchange, plan: Plan) -> None:
     exchange.down = Down(b"", chunked=False)
     exchange.down.out = []
     exchange.client.write(_OPEN)
-    exchange.client.relaying = True
+    exchange.relay()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import assert_never
+from urllib.parse import quote
 
 from valetkey.access import Access, check_use, without_credential
 from valetkey.broker import Broker
 from valetkey.clock import Clock
 from valetkey.credential import Credential, CredentialRef, secrets_of
 from valetkey.freshness import age_of, fresh_for
-from valetkey.gateway.message import CREDENTIALS, Header
+from valetkey.gateway.message import CREDENTIALS, Header, write_headers
 from valetkey.gateway.scrub import Needles
-from valetkey.inject import Step
+from valetkey.inject import Step, with_cookie
 
 __all__ = ["Credentials", "Placement", "Ready"]
 
@@ -30,6 +33,10 @@ class Placement:
     fixed: bytes = field(repr=False)
     # (name, value, whether it is added to what the client sent, else only where that is absent).
     conditional: tuple[tuple[bytes, bytes, bool], ...] = field(repr=False)
+    query: tuple[tuple[str, str], ...] = field(repr=False)
+    # What stands in place of the client's valet key, in the path and in the body; None where it may not be there.
+    in_path: bytes | None = field(repr=False)
+    in_body: bytes | None = field(repr=False)
 
 
 class Ready:
@@ -58,20 +65,36 @@ def _placed(steps: list[Step]) -> Placement:
     fixed: dict[str, str] = {}
     dropped: set[str] = set()
     conditional: list[tuple[bytes, bytes, bool]] = []
+    query: list[tuple[str, str]] = []
+    replaced: dict[str, str] = {}
     for step in steps:
-        if step.kind == "remove":
-            fixed.pop(step.name, None)
-            dropped.add(step.name)
-        elif step.kind == "set":
-            fixed[step.name] = step.value
-            dropped.add(step.name)
-        else:
-            conditional.append((step.name.encode(), step.value.encode(), step.kind == "append"))
+        match step.kind:
+            case "remove":
+                fixed.pop(step.name, None)
+                dropped.add(step.name)
+            case "set":
+                fixed[step.name] = step.value
+                dropped.add(step.name)
+            case "if absent" | "append":
+                conditional.append((step.name.encode(), step.value.encode(), step.kind == "append"))
+            case "query":
+                query.append((step.name, step.value))
+            case "cookie":
+                # The client's own cookies are dropped like every credential that it sends.
+                fixed["cookie"] = with_cookie(fixed.get("cookie", ""), step.name, step.value)
+            case "replace":
+                replaced[step.name] = step.value
+            case _:
+                assert_never(step.kind)
     lines: list[Header] = [(name.encode(), value.encode()) for name, value in fixed.items()]
+    in_path, in_body = replaced.get("path"), replaced.get("body")
     return Placement(
         dropped=frozenset(name.encode() for name in dropped) - CREDENTIALS,
-        fixed=b"".join([b"%b: %b\r\n" % line for line in lines]),
+        fixed=write_headers(lines),
         conditional=tuple(conditional),
+        query=tuple(query),
+        in_path=None if in_path is None else quote(in_path, safe=":@").encode(),
+        in_body=None if in_body is None else json.dumps(in_body)[1:-1].encode(),
     )
 
 

@@ -12,9 +12,9 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from valetkey.errors import NeedsLogin, NotLoggedIn, UnclearAnswer, ValetkeyError
-from valetkey.gateway import answers, presented, scrub, usage
+from valetkey.gateway import answers, outgoing, presented, scrub, usage
 from valetkey.gateway.answers import Answer
-from valetkey.gateway.body import Down, Up
+from valetkey.gateway.body import MAX_HELD_BYTES, Down, Up
 from valetkey.gateway.connect import open_tunnel
 from valetkey.gateway.decide import Forward, Hold, Refuse
 from valetkey.gateway.message import (
@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 
 # A 401 is kept back while the login is renewed; a longer one is passed on.
 _MAX_KEPT_ANSWER = 64 * 1024
+_ENDED = "the valet key has ended"
+# A body that is not wanted yet stops the reading at this.
+_MAX_WAITING_BYTES = 64 * 1024
 # RFC 9110 section 9.2.2: what may be sent again when a kept connection turns out to be dead.
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 # A Row in half the time of its own constructor.
@@ -57,13 +60,14 @@ _HALF_CLOSED_SECONDS = 5.0
 class Repeat:
     """A request that was sent on, and what was made of it. It holds for the same bytes until `epoch` has moved."""
 
-    __slots__ = ("epoch", "head", "headers", "live", "method", "out", "plan", "ready", "url", "version")
+    __slots__ = ("epoch", "head", "headers", "live", "method", "out", "plan", "ready", "token", "url", "version")
 
     def __init__(self, exchange: Exchange, head: ReadHead, live: LiveKey, plan: Plan, epoch: int) -> None:
         self.method = exchange.method
         self.url = exchange.url
         self.version = exchange.version
         self.headers = exchange.headers
+        self.token = exchange.token
         self.head = head
         self.live = live
         self.plan = plan
@@ -80,6 +84,8 @@ class Exchange:
     started = False
     attached = False
     admitted = False
+    # The parser has stopped: what follows is another protocol, and `leftover` what came of it too early.
+    upgrading = False
     leftover = b""
     problem: Answer | None = None
     head: ReadHead | None = None
@@ -88,7 +94,11 @@ class Exchange:
     upstream: UpstreamConnection | None = None
     down: Down | None = None
     _length = 0
+    # The valet key that the client showed.
+    token = b""
     _ready: Ready | None = None
+    # The credential that goes into the body, once all of that is here.
+    _waiting: Ready | None = None
     _repeat: Repeat | None = None
     _task: asyncio.Task[None] | None = None
     _kept: tuple[int, ReadResponse] | None = None
@@ -139,7 +149,14 @@ class Exchange:
     @property
     def waiting_up(self) -> bool:
         """Whether something of the request can be sent on."""
+        if self._waiting is not None:
+            return self.up.complete
         return self.attached and (bool(self.up.waiting) or (self.up.complete and not self.up.sent_end))
+
+    @property
+    def room_bytes(self) -> int:
+        """How much of the body may wait before the client is stopped."""
+        return MAX_HELD_BYTES + 1 if self._waiting is not None else _MAX_WAITING_BYTES
 
     @property
     def waiting_bytes(self) -> int:
@@ -155,6 +172,8 @@ class Exchange:
         """Take a piece of the body."""
         self.up.take(data)
         limit = self.gateway.settings.max_body_bytes
+        if self._waiting is not None:
+            limit = min(limit or MAX_HELD_BYTES, MAX_HELD_BYTES)
         if limit and self.up.received > limit and not self._finished:
             told = answers.failed(413, "body_too_large", f"the body is longer than {limit} bytes", "send less")
             if self.started:
@@ -162,13 +181,22 @@ class Exchange:
             else:
                 self.problem = told
 
+    def upgrades(self, leftover: bytes) -> None:
+        """Take it that what follows on the connection is no HTTP any more, whether or not it is wanted."""
+        self.upgrading = True
+        self.keep_alive = False
+        self.leftover = leftover
+
     def body_end(self) -> None:
         """Take the end of the request."""
         self.up.complete = True
 
     def flush_up(self) -> None:
         """Send on what has come."""
-        if self.upstream is not None:
+        if self._waiting is not None:
+            ready, self._waiting = self._waiting, None
+            self._send(ready)
+        elif self.upstream is not None:
             data = self.up.drain()
             if data:
                 self.upstream.write(data)
@@ -184,6 +212,7 @@ class Exchange:
         gateway = self.gateway
         self.started = True
         self._begun = gateway.now()
+        self.client.deadline = gateway.tick + gateway.settings.response_seconds
         gateway.begun()
         try:
             self._start()
@@ -214,12 +243,16 @@ class Exchange:
             and not last.live.ended
         ):
             self._repeat, self.head, self.live, self.plan = last, last.head, last.live, last.plan
+            self.token = last.token
             self.up.chunked = last.head.chunked
             self._admit(last.live, last.plan)
             return
         head = read_request(self.method, self.version, self.headers, has_body=length > 0)
         if isinstance(head, Problem):
             self._malformed(head)
+            return
+        if self.upgrading and not head.websocket and self.method != b"CONNECT":
+            self._malformed(Problem(status=400, reason="asks for an upgrade that the gateway does not see"))
             return
         self.head = head
         self.up.chunked = head.chunked
@@ -270,7 +303,7 @@ class Exchange:
         tunnel = self.client.tunnel
         if tunnel is not None:
             if tunnel.live.ended:
-                self.answer(answers.no_key(proxy=True, known=True), close=True)
+                self.answer(answers.no_key(proxy=True, why=_ENDED), close=True)
                 return None
             for _, value in head.credentials:
                 if b"vk_" in value and tunnel.live.marker not in value:
@@ -279,17 +312,21 @@ class Exchange:
                     )
                     self.answer(told)
                     return None
+            self.token = tunnel.token
             return tunnel.live
         proxy = not self.url.startswith(b"/")
         if proxy:
             token = presented.from_proxy(head.proxy_authorization)
         else:
             token = presented.from_headers(head.credentials)
-            if token is None and (token := presented.from_query(self.url)) is not None:
+            if token is None and (token := presented.from_url(self.url)) is not None:
                 self.url = presented.without(self.url, token)
-        live = None if token is None else self.gateway.ring.resolve(token)
-        if live is None:
-            self.answer(answers.no_key(proxy=proxy, known=token is not None))
+        ring = self.gateway.ring
+        live = None if token is None else ring.resolve(token)
+        if live is None or token is None:
+            self.answer(answers.no_key(proxy=proxy, why=None if token is None else ring.why(token)))
+            return None
+        self.token = token
         return live
 
     async def _held(self, hold: Hold) -> None:
@@ -299,7 +336,7 @@ class Exchange:
             return
         verdict = await self.gateway.approvals.wait(hold, client=live.client, summary=self._summary())
         if live.ended:
-            self.answer(answers.no_key(proxy=False, known=True), close=True)
+            self.answer(answers.no_key(proxy=False, why=_ENDED), close=True)
         elif verdict == "approved":
             self._go()
         else:
@@ -339,69 +376,44 @@ class Exchange:
 
     def _send(self, ready: Ready | None, *, fresh_connection: bool = False) -> None:
         """Write the request anew, with the credential, and send it."""
-        plan = self.plan
-        if plan is None or self.live is None or self._finished:
+        plan, head, live = self.plan, self.head, self.live
+        if plan is None or head is None or live is None or self._finished:
             return
         self._ready = ready
+        placement = None if ready is None else ready.placement(plan.origin)
+        if placement is not None and placement.in_body is not None and not self._put_into_body(placement.in_body):
+            self._waiting = ready
+            self._go_on_reading()
+            return
         repeat = self._repeat
         if repeat is not None and repeat.ready is ready:
             out = repeat.out
         else:
-            out = self._head_for(plan, ready)
-            if out.find(self.live.marker) >= 0:
+            out = outgoing.head_for(self.method, plan, head, placement, self.token)
+            if out.find(live.marker) >= 0:
                 told = answers.failed(
                     400,
                     "key_in_request",
                     "the request holds its valet key where it would reach the provider",
-                    "put the key where the provider's own key goes: a header or the query",
+                    "put the key where the provider's own key goes",
                 )
                 self.answer(told)
                 return
             if repeat is not None:
                 repeat.ready, repeat.out = ready, out
-        head = out + self._framing()
+        sent = out + outgoing.framing(head, self.method, length=self._length, chunked=self.up.chunked)
         upstream = None if fresh_connection else self.gateway.pool.take(plan.pool_key)
         if upstream is None:
-            self._spawn(self._dial_and_send(plan, head))
+            self._spawn(self._dial_and_send(plan, sent))
         else:
-            self._attach(upstream, head)
+            self._attach(upstream, sent)
 
-    def _head_for(self, plan: Plan, ready: Ready | None) -> bytes:
-        """Write the head anew, up to what frames the body."""
-        head = self.head
-        if head is None:
-            raise AssertionError("unreachable: the head is read before anything is sent")
-        parts = [self.method, plan.start]
-        lines = head.lines
-        if ready is None:
-            parts.append(write_headers([*lines, *head.credentials]))
-        else:
-            placement = ready.placement(plan.origin)
-            if placement.dropped:
-                lines = [line for line in lines if line[0] not in placement.dropped]
-            for name, value, added in placement.conditional:
-                present = next((v for n, v in lines if n == name), None)
-                if present is None:
-                    lines = [*lines, (name, value)]
-                elif added and value not in [part.strip() for part in present.split(b",")]:
-                    lines = [line for line in lines if line[0] != name] + [(name, present + b", " + value)]
-            parts.append(write_headers(lines))
-            parts.append(placement.fixed)
-        return b"".join(parts)
-
-    def _framing(self) -> bytes:
-        head = self.head
-        if head is None:
-            return b"\r\n"
-        if head.websocket:
-            return b"connection: Upgrade\r\nupgrade: websocket\r\n\r\n"
-        expect = b"expect: 100-continue\r\n" if head.expect and (head.chunked or self._length) else b""
-        if head.chunked:
-            return b"%btransfer-encoding: chunked\r\n\r\n" % expect
-        # RFC 9110 section 8.6: these say it even where it is 0.
-        if self._length or self.method in (b"POST", b"PUT", b"PATCH"):
-            return b"%bcontent-length: %d\r\n\r\n" % (expect, self._length)
-        return b"\r\n"
+    def _put_into_body(self, value: bytes) -> bool:
+        """Put the credential where the client wrote its key in the body; False as long as that is not here whole."""
+        if not self.up.complete:
+            return False
+        self._length = self.up.become(outgoing.with_key(self.up.waiting, self.token, value))
+        return True
 
     async def _dial_and_send(self, plan: Plan, head: bytes) -> None:
         gateway = self.gateway
@@ -416,6 +428,9 @@ class Exchange:
         self.attached = True
         self.client.deadline = self.gateway.tick + self.gateway.settings.response_seconds
         upstream.begin(self, head + self.up.drain())
+        self._go_on_reading()
+
+    def _go_on_reading(self) -> None:
         if len(self.client.queue) == 1:
             self.client.resume("queue")
 
@@ -437,6 +452,8 @@ class Exchange:
             if self.upstream is not None:
                 self.upstream.broken = "the length of its answer is unclear"
             return
+        if self.upstream is not None:
+            self.upstream.unframed = read.length is None and not read.chunked
         if status == 401 and self._may_renew(read):
             self._kept = status, read
             return
@@ -450,8 +467,6 @@ class Exchange:
         """Begin the answer to the client."""
         self.up.drop()
         bodyless = self.is_head or status in (204, 304)
-        if self.upstream is not None:
-            self.upstream.unframed = read.length is None and not read.chunked
         needles = None if self._ready is None or self._ready.access.credential is None else self._ready.needles
         lines, length = read.lines, read.length
         decoder: Decoder | None = None
@@ -471,7 +486,8 @@ class Exchange:
             # What HTTP/1.0 is not told the length of ends with the connection.
             chunked = self.version == "1.1"
             framing = b"transfer-encoding: chunked\r\n" if chunked else b""
-        if not self.keep_alive or self.gateway.draining:
+        if not self.keep_alive or not self.up.complete or self.gateway.draining:
+            # An answer before the end of the request is mostly a refusal: nobody knows whether the rest comes.
             self.keep_alive = False
             framing += b"connection: close\r\n"
         head = b"%b%b%b\r\n" % (status_line(status), write_headers(lines), framing)
@@ -488,6 +504,8 @@ class Exchange:
 
     def response_body(self, data: bytes) -> None:
         """Take a piece of the answer's body."""
+        if self._finished:
+            return
         if self._kept is not None:
             self._kept_body += (data,)
             if sum(map(len, self._kept_body)) > _MAX_KEPT_ANSWER:
@@ -501,7 +519,7 @@ class Exchange:
 
     def flush_down(self) -> None:
         """Send on what has come of the answer."""
-        if self.down is not None:
+        if self.down is not None and not self._finished:
             data = self.down.take()
             if data:
                 self.client.write(data)
@@ -510,6 +528,8 @@ class Exchange:
     def response_done(self, trailers: list[Header]) -> None:
         """Take the end of the answer."""
         self.upstream = None
+        if self._finished:
+            return
         if self._kept is not None:
             self._spawn(self._renew())
             return
@@ -606,9 +626,13 @@ class Exchange:
             return
         self.upstream = None
         if self.client.relaying:
+            if self._scrubber is not None:
+                self.client.write(self._scrubber.finish())
             self._finish(keep_alive=False)
             return
-        if self.down is not None and clean and upstream.ends_with_connection:
+        if (self.down is not None or self._kept is not None or self._replaced is not None) and (
+            clean and upstream.ends_with_connection
+        ):
             self.response_done([])
             return
         repeatable = self.method in _IDEMPOTENT or any(
@@ -640,11 +664,16 @@ class Exchange:
             self._scrubber = Scrubber(self._ready.needles)
         self.down = Down(b"", chunked=False)
         self.down.out = []
+        self.relay()
+        return True
+
+    def relay(self) -> None:
+        """Pass bytes on from here on, and those first that came too early."""
         self.client.relaying = True
         rest, self.leftover = self.leftover, b""
         if rest:
             self.relay_up(rest)
-        return True
+        self.client.resume("upgrade")
 
     def relay_up(self, data: bytes) -> None:
         """Pass bytes on to the provider."""
@@ -709,10 +738,16 @@ class Exchange:
         """Take it that the rest of the request never comes, or is not wanted."""
         self.answer(answer, close=True)
 
-    def half_closed(self) -> None:
-        """Take it that the client will send no more; it may be gone."""
-        if self.down is None:
-            self.client.deadline = min(self.client.deadline, self.gateway.now() + _HALF_CLOSED_SECONDS)
+    def half_closed(self) -> bool:
+        """Say whether a client that will send no more is waited for. It may be gone altogether.
+
+        Whoever closes a half does so behind the request. Once the answer has begun it is taken for gone: a stream that
+        says nothing for a while would never find out.
+        """
+        if self.down is not None:
+            return False
+        self.client.deadline = min(self.client.deadline, self.gateway.now() + _HALF_CLOSED_SECONDS)
+        return True
 
     def timed_out(self) -> None:
         """End what has taken too long."""

@@ -21,6 +21,7 @@ __all__ = [
     "ReadHead",
     "ReadResponse",
     "chunk",
+    "head_size",
     "read_length",
     "read_request",
     "read_response",
@@ -40,6 +41,8 @@ MAX_HEADERS = 200
 _METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"CONNECT", b"TRACE"))
 _VERSIONS = {b"HTTP/1.1\r\n": "1.1", b"HTTP/1.0\r\n": "1.0"}
 _LENGTH = re.compile(rb"(?:0|[1-9][0-9]{0,17})\Z")
+# RFC 9110 section 7.2: a host and perhaps a port. Which one it is counts only for a proxy.
+_HOST = re.compile(rb"(?:[A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
 _TOKEN = re.compile(rb"[A-Za-z0-9!#$%&'*+.^`|~_-]+\Z")
 
 # RFC 9110 section 7.6.1, and what belongs to a proxy.
@@ -49,15 +52,13 @@ _HOP_BY_HOP = frozenset(
 # What tells who asks, or what we are: nobody's business upstream.
 _IDENTITY = frozenset(
     (
+        b"client-ip",
         b"forwarded",
         b"via",
-        b"x-forwarded-for",
-        b"x-forwarded-host",
-        b"x-forwarded-proto",
-        b"x-forwarded-port",
-        b"x-forwarded-prefix",
+        b"x-forwarded",
         b"x-real-ip",
         b"x-client-ip",
+        b"x-original-forwarded-for",
         b"x-cluster-client-ip",
         b"true-client-ip",
     )
@@ -128,7 +129,7 @@ class ReadHead:
 def version_of(line: bytes) -> str:
     """Give the version of a request line (RFC 9112 section 3), its end with it; nothing where it is none.
 
-    llhttp also takes HTTP/0.9, RTSP, two spaces between its parts, and empty lines before it.
+    llhttp also takes HTTP/0.9, RTSP, and two spaces between its parts.
     """
     parts = line.split(b" ")
     return _VERSIONS.get(parts[2], "") if len(parts) == 3 and parts[0].isalpha() and parts[1] else ""
@@ -162,6 +163,8 @@ def read_request(method: bytes, version: str, headers: list[Header], *, has_body
     problem = _read_special(head, special, version, has_body=has_body)
     if problem is not None:
         return problem
+    if head.websocket and (method != b"GET" or version != "1.1"):
+        return Problem(status=400, reason="asks for a WebSocket in another way than with GET and HTTP/1.1")
     if head.host is None and version == "1.1":
         return Problem(status=400, reason="has no Host header")
     return head
@@ -201,6 +204,8 @@ def _read_special(head: ReadHead, headers: list[Header], version: str, *, has_bo
             case b"host":
                 if head.host is not None:
                     return Problem(status=400, reason="has two Host headers")
+                if not _HOST.match(value):
+                    return Problem(status=400, reason="has a Host header that names no host")
                 head.host = value
             case b"transfer-encoding":
                 if encoding is not None:
@@ -209,7 +214,7 @@ def _read_special(head: ReadHead, headers: list[Header], version: str, *, has_bo
             case b"connection":
                 connection += [token.strip().lower() for token in value.split(b",")]
             case b"upgrade":
-                upgrade = value.strip().lower()
+                upgrade = value.strip().lower() if upgrade is None else b"several"
             case b"expect":
                 if value.lower() != b"100-continue":
                     return Problem(status=417, reason="expects something else than 100-continue")
@@ -222,7 +227,7 @@ def _read_special(head: ReadHead, headers: list[Header], version: str, *, has_bo
                 pass  # always identity: what comes back is looked into
             case _ if name in CREDENTIALS:
                 head.credentials.append(header)
-            case _ if name in _HOP_BY_HOP or name in _IDENTITY:
+            case _ if name in _HOP_BY_HOP or name in _IDENTITY or name.startswith(b"x-forwarded-"):
                 pass
             case _:
                 problem = _other(head, header)
@@ -242,7 +247,7 @@ def _other(head: ReadHead, header: Header) -> Problem | None:
     elif b"_" in name:
         # A server behind CGI reads content_length as content-length.
         meant = name.replace(b"_", b"-")
-        if meant in _NO_TRAILERS or meant in DISGUISES:
+        if meant in _NO_TRAILERS or meant.startswith(b"x-forwarded-"):
             return Problem(
                 status=400, reason=f"has a header {name.decode('ascii', 'replace')}, which disguises another"
             )
@@ -270,6 +275,8 @@ def _upgrade(head: ReadHead, connection: list[bytes], upgrade: bytes | None, *, 
     if upgrade != b"websocket" or head.chunked or has_body:
         return Problem(status=400, reason="asks for an upgrade to something else than a WebSocket, or has a body")
     head.websocket = True
+    # Compressed frames could not be looked into.
+    head.lines[:] = [line for line in head.lines if line[0] != b"sec-websocket-extensions"]
     return None
 
 
@@ -348,4 +355,20 @@ def chunk(data: bytes) -> bytes:
 
 def trailer_lines(trailers: list[Header]) -> bytes:
     """Write the trailers that may go on."""
-    return write_headers((name, value) for name, value in trailers if name not in _NO_TRAILERS and _TOKEN.match(name))
+    return write_headers(line for line in trailers if _may_trail(*line))
+
+
+def _may_trail(name: bytes, value: bytes) -> bool:
+    meant = name.replace(b"_", b"-")
+    return (
+        meant not in _NO_TRAILERS
+        and not meant.startswith(b"x-forwarded-")
+        and _TOKEN.match(name) is not None
+        # A valet key is for nobody but us.
+        and b"vk_" not in value
+    )
+
+
+def head_size(headers: list[Header]) -> int:
+    """Give the bytes that headers take on the wire, each with its line end."""
+    return sum([len(name) + len(value) + 4 for name, value in headers])

@@ -9,10 +9,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from valetkey.access import sole_secret
 from valetkey.account_state import in_store
 from valetkey.broker import Broker
-from valetkey.credential import CredentialRef, Health, Secret, expires_at_of, secrets_of
-from valetkey.errors import NotForThisUse, StoreLocked, WrongKey
+from valetkey.credential import CredentialRef, Health, Secret, expires_at_of
+from valetkey.errors import StoreLocked, WrongKey
 from valetkey.gateway.approvals import Approvals
 from valetkey.gateway.metrics import Metrics
 from valetkey.gateway.ring import Ring
@@ -165,19 +166,13 @@ class Operating:
         ref = self._parts.broker.resolve(name)
         # Of a name with its account, the broker looks nowhere else.
         access = await self._parts.broker.access(str(ref), use="token")
-        secrets = {} if access.credential is None else secrets_of(access.credential)
-        if access.credential is None or len(secrets) != 1:
-            raise NotForThisUse(
-                f"{ref} has {len(secrets)} named secrets, not one",
-                provider=ref.provider,
-                hint=f"use `valetkey exec -p {ref} -- CMD` or `valetkey env {ref}`",
-            )
+        secret = sole_secret(access)
         return {
             "provider": ref.provider,
             "account": ref.account,
             "source": access.source,
-            "token": next(iter(secrets.values())).reveal(),
-            "expires_at": expires_at_of(access.credential),
+            "token": secret.reveal(),
+            "expires_at": None if access.credential is None else expires_at_of(access.credential),
         }
 
     def lock(self) -> None:

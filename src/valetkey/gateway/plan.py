@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from valetkey.address import is_near
@@ -26,11 +26,12 @@ _MAX_KEPT = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Tunnel:
-    """What a CONNECT was for: requests inside are for this host alone, with this key."""
+    """What a CONNECT was for: requests inside are for this host alone, with this key. `token` is what showed it."""
 
     host: str
     port: int
     live: LiveKey
+    token: bytes = field(repr=False)
 
     @property
     def authority(self) -> str:
@@ -57,9 +58,10 @@ class Plan:
         "port",
         "provider",
         "ref",
+        "rest",
         "rewrites",
         "scheme",
-        "start",
+        "target",
         "told",
         "way",
     )
@@ -92,13 +94,9 @@ class Plan:
         # For the trace.
         self.told = (self.account, method, self.host, self.path, way)
         self.dialect = "none" if provider is None else provider.api.dialect
-        self.start = b""
-        if target is not None:
-            # The host, and what is asked for, in the form that was decided on. Never a compressed answer: it is looked
-            # into.
-            self.start = (
-                f" {target.path_and_query} HTTP/1.1\r\nhost: {target.authority}\r\naccept-encoding: identity\r\n"
-            ).encode("ascii")
+        self.target = b"" if target is None else target.path_and_query.encode("ascii")
+        # The host in the form that was decided on. Never a compressed answer: it is looked into.
+        self.rest = f" HTTP/1.1\r\nhost: {self.host}\r\naccept-encoding: identity\r\n".encode("ascii")
 
 
 class Planner:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 
 from valetkey.gateway.message import Header
 
-__all__ = ["from_headers", "from_proxy", "from_query", "without"]
+__all__ = ["from_headers", "from_proxy", "from_url", "without"]
 
 _MARK = b"vk_"
+_WHOLE = re.compile(rb"vk_[0-9a-f]{12}_[0-9a-f]{64}(?![0-9A-Za-z_])")
 
 
 def from_headers(credentials: list[Header]) -> bytes | None:
@@ -35,18 +37,21 @@ def from_proxy(authorization: bytes | None) -> bytes | None:
     return found if found is not None and found.startswith(_MARK) else None
 
 
-def from_query(url: bytes) -> bytes | None:
-    """Give the key that is the value of a query parameter (`?key=vk_…`, as Google's REST examples have it)."""
-    _, _, query = url.partition(b"?")
-    if _MARK not in query:
-        return None
-    values = (pair.partition(b"=")[2] for pair in query.split(b"&"))
-    return next((value for value in values if value.startswith(_MARK)), None)
+def from_url(url: bytes) -> bytes | None:
+    """Give the key that stands in the target.
+
+    A parameter of the query (`?key=vk_…`, as Google's REST examples have it), or a part of the path, as some bots' APIs
+    want it.
+    """
+    found = _WHOLE.search(url)
+    return None if found is None else found[0]
 
 
 def without(url: bytes, token: bytes) -> bytes:
     """Give the target without the query parameter that was the key."""
-    path, _, query = url.partition(b"?")
+    path, mark, query = url.partition(b"?")
+    if not mark:
+        return url
     kept = b"&".join(pair for pair in query.split(b"&") if pair.partition(b"=")[2] != token)
     return b"%b?%b" % (path, kept) if kept else path
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from valetkey.clock import Clock
-from valetkey.errors import GatewayFailed
+from valetkey.errors import GatewayFailed, Unreachable
 from valetkey.gateway.approvals import Approvals
 from valetkey.gateway.client import ClientConnection
 from valetkey.gateway.credentials import Credentials
@@ -213,6 +213,8 @@ class Gateway:
             port=plan.port,
             near_allowed=plan.near,
         )
+        if protocol.transport is None:
+            raise Unreachable(f"{plan.host} closed the connection at once", hint="try again", sent=False)
         self.pool.joined(protocol)
         return protocol
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -82,9 +83,12 @@ class Telemetry:
                 span.set_status(Status(StatusCode.ERROR))
             span.end(end_time=int((row.at + row.duration_ms / 1000) * 1e9))
 
-    def close(self) -> None:
-        """Send what is left."""
-        self._provider.shutdown()
+    def close(self, *, patience_seconds: float = 2.0) -> bool:
+        """Send what is left, and say whether that is done: the SDK tries for 8 s, for which nothing has to wait."""
+        ending = threading.Thread(target=self._provider.shutdown, name="valetkey-telemetry", daemon=True)
+        ending.start()
+        ending.join(patience_seconds)
+        return not ending.is_alive()
 
 
 def _attributes(row: Row) -> dict[str, str | int | float]:

@@ -208,7 +208,7 @@ class Trace:
             while self._file.forget(before=before, keep_rows=self._max_rows):
                 self._write_all()
         except (sqlite3.Error, OSError, TraceUnreadable) as error:
-            self._tell("deleting", f"old rows of the trace cannot be deleted: {error}")
+            self._tell("writing", f"old rows of the trace cannot be deleted: {error}")
 
     def _tell(self, about: str, what: str) -> None:
         # Once, and not with every batch until the disk has room again.

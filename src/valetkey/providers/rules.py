@@ -223,6 +223,11 @@ def _check_injection(method: AuthMethod, names: set[str], key: Key) -> None:
             check_template(rule.basic, names, (*place, "basic"))
             if ":" not in rule.basic:
                 raise Fault((*place, "basic"), "has no colon", hint='write `"user:{key}"`')
+        for kind, templates in (("query", rule.query), ("cookie", rule.cookie), ("replace", rule.replace)):
+            for name, template in templates.items():
+                if not _HEADER_NAME.fullmatch(name) or name.endswith(("?", "+")):
+                    raise Fault((*place, kind, name), "is no name", hint="write a name such as key")
+                check_template(template, names, (*place, kind, name))
         for host in rule.hosts:
             check_template(host, {p.key for p in method.parameters}, (*place, "hosts"))
             checked_host(

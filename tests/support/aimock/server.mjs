@@ -21,6 +21,7 @@ const mock = new LLMock({
   ...(settings.api_keys.length && { auth: { apiKeys: settings.api_keys } }),
 });
 for (const [pattern, content] of Object.entries(settings.replies)) mock.onMessage(new RegExp(pattern, 'i'), { content });
-mock.onMessage(/[^]*/, { content: settings.reply });
+// Questions without a user's message too: Codex warms a WebSocket up with one, and waits 15 s for its answer.
+mock.on({}, { content: settings.reply });
 await mock.start();
 process.stdout.write(`${JSON.stringify({ url: mock.url })}\n`);
