@@ -353,7 +353,7 @@ def test_killed_and_started_again_it_serves_as_before_and_nothing_in_between(
         for (method, path, used), status in wanted.items():
             assert ask(line, used, path, method=method).status_code == status
         kill(line)
-        assert _refused(first["port"])
+        until(lambda: _refused(first["port"]))
         line("up", environ={"VALETKEY_GATEWAY_PORT": str(first["port"])})
         assert about(line)["port"] == first["port"]
         for (method, path, used), status in wanted.items():
