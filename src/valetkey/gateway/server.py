@@ -86,7 +86,6 @@ class Gateway:
         self._clock = clock
         self._dialler = dialler
         self._servers: list[asyncio.Server] = []
-        self._looked = False
         self._sweeping: asyncio.TimerHandle | None = None
         self._wall = (clock.monotonic(), clock.now().timestamp())
         self._quiet = asyncio.Event()
@@ -177,16 +176,9 @@ class Gateway:
     # --- the connections' side ---------------------------------------------------------------
 
     def look(self) -> None:
-        """See whether anybody has changed the store: once in each round of the loop, before anything is decided."""
-        if self._looked:
-            return
-        self._looked = True
-        self.loop.call_soon(self._look_again)
+        """See whether anybody has changed the store, before anything is decided."""
         if self.ring.changed(thorough=False):
             self.refresh()
-
-    def _look_again(self) -> None:
-        self._looked = False
 
     def begun(self) -> None:
         """Count a request."""
