@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from valetkey.errors import NeedsLogin, NotLoggedIn, UnclearAnswer, ValetkeyError
-from valetkey.gateway import answers, outgoing, presented, scrub, usage
+from valetkey.gateway import answers, outgoing, presented, scrub
 from valetkey.gateway.answers import Answer
 from valetkey.gateway.body import MAX_HELD_BYTES, Down, Up
 from valetkey.gateway.connect import open_tunnel
@@ -459,7 +459,7 @@ class Exchange:
         """Begin the answer to the client."""
         self.up.drop()
         bodyless = self.is_head or status in (204, 304)
-        needles = None if self._ready is None or self._ready.access.credential is None else self._ready.needles
+        needles = None if self._ready is None else self._ready.scrubs
         lines, length = read.lines, read.length
         decoder: Decoder | None = None
         if needles is not None and not bodyless and read.encoding not in (b"", b"identity"):
@@ -485,9 +485,7 @@ class Exchange:
         head = b"%b%b%b\r\n" % (status_line(status), write_headers(lines), framing)
         plan = self.plan
         if plan is not None and status == 200 and not bodyless:
-            self._reader = usage.usage_reader(
-                dialect=plan.dialect, path=plan.path, content_type=read.content_type.decode("latin-1")
-            )
+            self._reader = plan.reader(read.content_type)
         self.down = Down(head, chunked=chunked, needles=needles, decoder=decoder, reader=self._reader)
         self._status = status
         self._first_byte = self.gateway.now() - self._begun
