@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 from valetkey.credential import Credential, CredentialRef, Health, Identity
 
-__all__ = ["Account", "Document", "Intent", "Lock", "Record", "Retry", "Store"]
+__all__ = ["Account", "Document", "Intent", "Lock", "Record", "Retry", "Store", "Watch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,14 @@ class Lock(Protocol):
 
     def release(self) -> None:
         """Let it go. Releasing twice is harmless."""
+        ...
+
+
+class Watch(Protocol):
+    """Gives another number once anybody, in any process, has changed the store. For one thread."""
+
+    def __call__(self, *, thorough: bool = True) -> int:
+        """Give the number. Without `thorough`, which costs half, a file that was replaced is noticed the next time."""
         ...
 
 
@@ -182,7 +190,7 @@ class Store(Protocol):
         """Remove one."""
         ...
 
-    def watch(self) -> Callable[[], int]:
+    def watch(self) -> Watch:
         """Give a function that gives another number once anybody, in any process, has committed a change.
 
         It takes microseconds, so that it can be asked often, and opens no record. Now and then it gives another number

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from valetkey.clock import Clock
 from valetkey.credential import Ambient, CredentialRef, Health, expires_at_of, issued_at_of
 from valetkey.errors import GenerationConflict, NotLoggedIn
-from valetkey.store import Account, Document, Intent, Record, Retry
+from valetkey.store import Account, Document, Intent, Record, Retry, Watch
 from valetkey.stores.payload import kind_of, last_four_of
 from valetkey.stores.sqlite import check_document_name
 
@@ -183,8 +183,8 @@ class MemoryStore:
             self._changes += 1
             return self._documents.pop((kind, id), None) is not None
 
-    def watch(self) -> Callable[[], int]:
-        return lambda: self._changes
+    def watch(self) -> Watch:
+        return lambda *, thorough=True: self._changes
 
     def close(self) -> None:
         """Let go of nothing."""

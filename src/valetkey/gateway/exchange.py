@@ -29,6 +29,7 @@ from valetkey.gateway.message import (
     write_headers,
 )
 from valetkey.gateway.plan import disguises
+from valetkey.gateway.repeat import Repeat
 from valetkey.gateway.scrub import Decoder, Scrubber
 from valetkey.gateway.trace import Row
 
@@ -59,26 +60,6 @@ _HALF_CLOSED_SECONDS = 5.0
 _HELD_SECONDS = 0.05
 
 
-class Repeat:
-    """A request that was sent on, and what was made of it. It holds for the same bytes until `epoch` has moved."""
-
-    __slots__ = ("epoch", "head", "headers", "live", "method", "out", "plan", "ready", "token", "url", "version")
-
-    def __init__(self, exchange: Exchange, head: ReadHead, live: LiveKey, plan: Plan, epoch: int) -> None:
-        self.method = exchange.method
-        self.url = exchange.url
-        self.version = exchange.version
-        self.headers = exchange.headers
-        self.token = exchange.token
-        self.head = head
-        self.live = live
-        self.plan = plan
-        self.epoch = epoch
-        # The head as it is sent, up to its length, with the credential of `ready`.
-        self.ready: Ready | None = None
-        self.out = b""
-
-
 class Exchange:
     """A request of a client, from its head to the end of its answer."""
 
@@ -96,6 +77,8 @@ class Exchange:
     upstream: UpstreamConnection | None = None
     down: Down | None = None
     _length = 0
+    # The head as it came, where all of the request came at once.
+    raw_head = b""
     # The valet key that the client showed.
     token = b""
     _ready: Ready | None = None
@@ -241,21 +224,6 @@ class Exchange:
             self._malformed(length)
             return
         self._length = length
-        last = self.client.last
-        if (
-            last is not None
-            and last.epoch == gateway.epoch
-            and last.headers == self.headers
-            and last.url == self.url
-            and last.method == self.method
-            and last.version == self.version
-            and not last.live.ended
-        ):
-            self._repeat, self.head, self.live, self.plan = last, last.head, last.live, last.plan
-            self.token = last.token
-            self.up.chunked = last.head.chunked
-            self._admit(last.live, last.plan)
-            return
         head = read_request(self.method, self.version, self.headers, has_body=length > 0)
         if isinstance(head, Problem):
             self._malformed(head)
@@ -265,7 +233,6 @@ class Exchange:
             return
         self.head = head
         self.up.chunked = head.chunked
-        url = self.url
         live = self._who(head)
         if live is None:
             return
@@ -278,9 +245,25 @@ class Exchange:
         if isinstance(plan.decision, Refuse):
             self.answer(answers.refused(plan.decision))
             return
-        if isinstance(plan.decision, Forward) and plan.ref is not None and url is self.url and not head.disguised:
-            self.client.last = self._repeat = Repeat(self, head, live, plan, gateway.epoch)
+        if self.raw_head and isinstance(plan.decision, Forward) and plan.ref is not None and not head.disguised:
+            self._repeat = self.client.last = Repeat.of(self, head, live, plan)
         self._admit(live, plan)
+
+    def start_again(self, repeat: Repeat, length: int) -> None:
+        """Do what was decided on the same head before."""
+        gateway = self.gateway
+        self.started = True
+        self._begun = gateway.now()
+        self.client.deadline = gateway.tick + gateway.settings.response_seconds
+        gateway.begun()
+        self._repeat, self.head, self.live, self.plan = repeat, repeat.head, repeat.live, repeat.plan
+        self.token, self._length = repeat.token, length
+        try:
+            self._admit(repeat.live, repeat.plan)
+        except ValetkeyError as error:
+            self.answer(answers.of_error(error))
+        except Exception as error:
+            self.crashed(error)
 
     def _malformed(self, problem: Problem) -> None:
         told = answers.failed(problem.status, "malformed", f"the request {problem.reason}", "send plain HTTP/1.1")
@@ -500,8 +483,6 @@ class Exchange:
             self.keep_alive = False
             framing += b"connection: close\r\n"
         head = b"%b%b%b\r\n" % (status_line(status), write_headers(lines), framing)
-        if needles is not None:
-            head = needles.clean(head)
         plan = self.plan
         if plan is not None and status == 200 and not bodyless:
             self._reader = usage.usage_reader(
@@ -672,7 +653,6 @@ class Exchange:
         if self._ready is not None:
             self._scrubber = Scrubber(self._ready.needles)
         self.down = Down(b"", chunked=False)
-        self.down.out = []
         self.relay()
         return True
 

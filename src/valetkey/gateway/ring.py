@@ -110,14 +110,17 @@ class Ring:
             return _UNKNOWN
         return reason
 
-    def changed(self) -> bool:
-        """Say whether there is reason to `refresh`: a change to the store, by anybody, or a key that has expired."""
+    def changed(self, *, thorough: bool = True) -> bool:
+        """Say whether there is reason to `refresh`: a change to the store, by anybody, or a key that has expired.
+
+        Without `thorough` a store that was replaced as a whole is noticed the next time.
+        """
         if self.failed is not None and self._clock.monotonic() >= self._try_again_at:
             return True
         if self._next_end is not None and self._clock.now() >= self._next_end:
             return True
         try:
-            return self._watch() != self._seen
+            return self._watch(thorough=thorough) != self._seen
         except StoreError:
             return self.failed is None
 

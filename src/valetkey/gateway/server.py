@@ -182,7 +182,7 @@ class Gateway:
             return
         self._looked = True
         self.loop.call_soon(self._look_again)
-        if self.ring.changed():
+        if self.ring.changed(thorough=False):
             self.refresh()
 
     def _look_again(self) -> None:
@@ -229,5 +229,6 @@ class Gateway:
 
     def _tick(self) -> None:
         self.sweep()
-        self.look()
+        if self.ring.changed():
+            self.refresh()
         self._sweeping = self.loop.call_later(1.0, self._tick)

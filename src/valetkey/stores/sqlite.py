@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -282,7 +282,7 @@ class SqliteStore:
             done = connection.execute("DELETE FROM document WHERE kind = ? AND id = ?", (kind, id))
             return done.rowcount == 1
 
-    def watch(self) -> Callable[[], int]:
+    def watch(self) -> Watch:
         """Give a function that gives another number once anybody, in any process, has committed a change."""
         self._watches.append(Watch(Database(self.database.paths)))
         return self._watches[-1]
