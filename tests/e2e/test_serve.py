@@ -182,6 +182,7 @@ def test_it_is_nobodys_child_and_holds_nothing_of_whoever_started_it(line: Comma
     assert [os.readlink(process / "fd" / str(number)) for number in range(3)] == ["/dev/null"] * 3
     assert ours not in files
     assert str(home / "run" / serving.STARTING) not in files
+    assert "Umask:\t0077\n" in process.joinpath("status").read_text()
     assert resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0)
 
 
@@ -352,7 +353,7 @@ def test_killed_and_started_again_it_serves_as_before_and_nothing_in_between(
         for (method, path, used), status in wanted.items():
             assert ask(line, used, path, method=method).status_code == status
         kill(line)
-        assert _refused(first["port"])
+        until(lambda: _refused(first["port"]))
         line("up", environ={"VALETKEY_GATEWAY_PORT": str(first["port"])})
         assert about(line)["port"] == first["port"]
         for (method, path, used), status in wanted.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import os
 import socket
@@ -146,6 +147,10 @@ class RunningGateway:
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the gateway's loop."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Begin a coroutine in the gateway's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def do(self, work: Any) -> Any:
         """Run plain code in the gateway's thread."""

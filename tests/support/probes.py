@@ -393,6 +393,10 @@ bad("WebSocket with a body", GET + UPGRADE + b"websocket\r\nContent-Length: 50\r
 bad("WebSocket in chunks", GET + UPGRADE + b"websocket\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED)
 bad("WebSocket by POST", POST + UPGRADE + b"websocket\r\n\r\n")
 bad("WebSocket in HTTP/1.0", GET.replace(b"HTTP/1.1", b"HTTP/1.0") + UPGRADE + b"websocket\r\n\r\n")
+TRAILERS = b"3\r\nabc\r\n0\r\n" + b"X: y\r\n" * 500 + b"\r\n"
+bad("an upgrade behind 500 trailers", CHUNKED + TRAILERS + GET + UPGRADE + b"websocket\r\n\r\n", 431)
+bad("garbage behind 500 trailers", CHUNKED + TRAILERS + b"garbage\r\n\r\n", 431)
+bad("a request behind 500 trailers", CHUNKED + TRAILERS + SMUGGLED, 431)
 bad("two protocols", GET + UPGRADE + b"websocket, h2c\r\n\r\n")
 bad("two Upgrades", GET + UPGRADE + b"h2c\r\nUpgrade: websocket\r\n\r\n")
 bad("an empty Upgrade", GET + UPGRADE + b"\r\n\r\n")

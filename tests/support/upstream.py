@@ -51,7 +51,7 @@ class Conversation:
             self._h11 = h11.Connection(h11.SERVER)
             if rest:
                 self._h11.receive_data(rest)
-        body = b""
+        body = bytearray()
         head: h11.Request | None = None
         while True:
             try:
@@ -77,7 +77,7 @@ class Conversation:
                     target=head.target.decode(),
                     version=head.http_version.decode(),
                     headers=[(n.decode(), v.decode("latin-1")) for n, v in head.headers],
-                    body=body,
+                    body=bytes(body),
                     trailers=[(n.decode(), v.decode("latin-1")) for n, v in event.headers],
                     connection=self.number,
                 )
@@ -92,6 +92,20 @@ class Conversation:
             return self._socket.recv(size)
         except OSError:
             return b""
+
+    @property
+    def socket(self) -> socket.socket:
+        """The connection itself."""
+        return self._socket
+
+    def until(self, mark: bytes) -> bytes:
+        """Read raw bytes up to and with a mark that ends them."""
+        found = b""
+        while not found.endswith(mark):
+            data = self.read(1)
+            assert data, found
+            found += data
+        return found
 
     def send(self, *pieces: bytes) -> None:
         """Write raw bytes, each piece by itself."""
@@ -154,6 +168,10 @@ class Upstream:
                 connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(10)
+
+    def without_tls(self) -> None:
+        """Speak plainly from now on, whatever was promised."""
+        self._tls = None
 
     def keep(self, request: Whole) -> None:
         """Remember a request."""

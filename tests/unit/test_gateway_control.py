@@ -167,6 +167,12 @@ async def test_what_is_wrong_is_told_as_everywhere(
         assert [entry for entry in gateway.asked if entry != "wrong"] == []
 
 
+async def test_a_body_that_is_too_long_is_not_read_to_its_end(path: Path) -> None:
+    async with served(path):
+        told = await call(path, "POST", "/token", json={"name": "a" * 70000})
+        assert (told.status_code, told.json()["error"]["message"]) == (400, "the body is too long")
+
+
 async def test_a_fault_of_ours_says_where_to_look_and_nothing_else(path: Path) -> None:
     async with served(path):
         told = await call(path, "POST", "/token", json={"name": "broken"})

@@ -11,6 +11,7 @@ from valetkey.credential import Secret
 from valetkey.errors import StoreLocked, WrongKey
 from valetkey.stores.keyfile import KeyFile
 from valetkey.stores.passphrase import Passphrase
+from valetkey.stores.rekey import rekey
 from valetkey.stores.sqlite import SqliteStore
 
 RIGHT = Secret("a passphrase of some length")
@@ -71,14 +72,16 @@ def test_a_passphrase_that_is_given_opens_it_for_good(home: Path) -> None:
 
 
 def test_what_another_process_seals_anew_is_opened_with_what_was_given(home: Path) -> None:
-    from valetkey.stores.rekey import rekey
-
     store = with_passphrase(home)
     store.keys.unlock(Passphrase(lambda: RIGHT))
+    seal_anew(home)
+    assert whole(store, 2)
+
+
+def seal_anew(home: Path) -> None:
     other = opened(home, Passphrase(lambda: RIGHT, log_n=4))
     rekey(other)
     other.close()
-    assert whole(store, 2)
 
 
 def test_a_wrong_passphrase_leaves_it_locked_and_the_right_one_still_opens_it(home: Path) -> None:
@@ -95,6 +98,7 @@ def test_a_wrong_passphrase_does_not_lock_what_is_open(home: Path) -> None:
     store = with_passphrase(home)
     store.keys.unlock(Passphrase(lambda: RIGHT))
     store.keys.unlock(Passphrase(lambda: Secret("another one")))
+    seal_anew(home)  # what opened it is asked again
     assert whole(store, 2)
 
 

@@ -98,9 +98,20 @@ class Up:
 
 
 class Down:
-    """The answer's body on its way to the client: decoded where it must be, scrubbed, counted, framed."""
+    """An answer on its way to the client: decoded where it must be, scrubbed, counted, framed."""
 
-    __slots__ = ("_decoder", "_needles", "_reader", "_scrubber", "chunked", "out", "sent")
+    __slots__ = (
+        "_decoder",
+        "_done",
+        "_head",
+        "_needles",
+        "_pieces",
+        "_reader",
+        "_scrubber",
+        "_trailers",
+        "chunked",
+        "sent",
+    )
 
     def __init__(
         self,
@@ -112,47 +123,71 @@ class Down:
         reader: UsageReader | None = None,
     ) -> None:
         self.chunked = chunked
-        self.out: list[bytes] = [head]
+        # Of the body, as the client gets it.
         self.sent = 0
+        self._head = head
+        self._pieces: list[bytes] = []
         self._needles = needles
-        self._scrubber = None if needles is None else Scrubber(needles)
+        self._scrubber: Scrubber | None = None
         self._decoder = decoder
         self._reader = reader
+        self._trailers: list[Header] = []
+        self._done = False
 
     def feed(self, data: bytes) -> None:
         """Take a piece from the provider. Raises: UnclearAnswer, from the decoder."""
         if self._decoder is None:
-            self._put(data if self._scrubber is None else self._scrubber.feed(data))
-            return
-        for piece in self._decoder.feed(data):
-            self._put(piece if self._scrubber is None else self._scrubber.feed(piece))
-
-    def _put(self, data: bytes) -> None:
-        if not data:
-            return
-        self.sent += len(data)
-        if self._reader is not None:
-            self._reader.feed(data)
-        self.out.append(chunk(data) if self.chunked else data)
+            self._pieces.append(data)
+        else:
+            self._pieces.extend(self._decoder.feed(data))
 
     def finish(self, trailers: list[Header]) -> None:
-        """End it. Raises: UnclearAnswer, from the decoder."""
+        """Take the end. Raises: UnclearAnswer, from the decoder."""
         if self._decoder is not None:
             self._decoder.finish()
-        if self._scrubber is not None:
-            self._put(self._scrubber.finish())
-        if self._reader is not None:
-            self._reader.finish()
-        if self.chunked:
-            ending = trailer_lines(trailers) if trailers else b""
-            if self._needles is not None:
-                ending = self._needles.clean(ending)
-            self.out.append(b"0\r\n%b\r\n" % ending)
+        self._trailers = trailers
+        self._done = True
 
     def take(self) -> bytes:
         """Give what is to be sent to the client now."""
-        out = self.out
-        if not out:
-            return b""
-        self.out = []
+        head, self._head = self._head, b""
+        pieces, self._pieces = self._pieces, []
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if head and self._done and not self.chunked:
+            return self._whole(head, body)
+        out = [head if self._needles is None else self._needles.clean(head)] if head else []
+        body = self._scrubbed(body)
+        if body:
+            self.sent += len(body)
+            if self._reader is not None:
+                self._reader.feed(body)
+            out.append(chunk(body) if self.chunked else body)
+        if self._done:
+            if self._reader is not None:
+                self._reader.finish()
+            if self.chunked:
+                out.append(b"0\r\n%b\r\n" % self._ending())
         return out[0] if len(out) == 1 else b"".join(out)
+
+    def _whole(self, head: bytes, body: bytes) -> bytes:
+        """Give all of an answer that came at once: it is looked through once, and no end has to be held back."""
+        self.sent = len(body)
+        if self._reader is not None:
+            self._reader.feed(body)
+            self._reader.finish()
+        # No secret has the empty line in it that ends the head.
+        return head + body if self._needles is None else self._needles.clean(head + body)
+
+    def _scrubbed(self, body: bytes) -> bytes:
+        if self._needles is None:
+            return body
+        if self._scrubber is None:
+            self._scrubber = Scrubber(self._needles)
+        body = self._scrubber.feed(body)
+        return body + self._scrubber.finish() if self._done else body
+
+    def _ending(self) -> bytes:
+        if not self._trailers:
+            return b""
+        ending = trailer_lines(self._trailers)
+        return ending if self._needles is None else self._needles.clean(ending)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from valetkey.gateway.answers import failed
-from valetkey.gateway.exchange import Exchange, Repeat
+from valetkey.gateway.exchange import Exchange
 from valetkey.gateway.message import MAX_HEAD_BYTES, MAX_HEADERS, Header, head_size, version_of
 
 if TYPE_CHECKING:
     from valetkey.gateway.plan import Tunnel
+    from valetkey.gateway.repeat import Repeat
     from valetkey.gateway.server import Gateway
 
 __all__ = ["ClientConnection"]
@@ -63,7 +64,7 @@ class ClientConnection(asyncio.Protocol):
         self.closing = False
         self.half_closed = False
         self.relaying = False
-        # The last request that was sent on: most clients send the same head again, but for its length.
+        # The last request that was sent on: most clients send nearly the same head again.
         self.last: Repeat | None = None
         self._parser: httptools.HttpRequestParser | None = None
         self._receiving: Exchange | None = None
@@ -104,30 +105,55 @@ class ClientConnection(asyncio.Protocol):
         if self._stopped or self._parser is None:
             self._keep_early(data)
             return
+        if self.last is not None and self._line == b"" and not self.queue and self._repeated(self.last, data):
+            return
         if self._line is not None:
             whole = self._request_line(data)
             if whole is None:
                 return
             data = whole
+        beginning = not self._seen and data[:2] != b"\r\n"
         self._seen += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._stop()
-            self.queue[-1].upgrades(data[upgrade.args[0] :])
+            if not self._stopped:
+                self._stop()
+                self.queue[-1].upgrades(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            self._unparsable(error)
+            if not self._stopped:
+                self._unparsable(error)
         if self._seen > MAX_HEAD_BYTES and not self._stopped:
             self._refuse(431, _TOO_LONG)
         queue = self.queue
         if queue:
             front = queue[0]
+            if beginning and len(queue) == 1 and front.body_complete:
+                front.raw_head = data[: data.find(b"\r\n\r\n") + 4]
             if not front.started:
                 self._advance()
             elif front.waiting_up:
                 front.flush_up()
             if len(queue) > 1 or (not front.attached and front.waiting_bytes > front.room_bytes):
                 self.pause("queue")
+
+    def _repeated(self, last: Repeat, data: bytes) -> bool:
+        """Serve a request whose head is that of the last one; False where it is another and has to be parsed."""
+        gateway = self.gateway
+        gateway.look()
+        if last.epoch != gateway.epoch or last.live.ended:
+            self.last = None
+            return False
+        body = last.body_in(data)
+        if body is None:
+            return False
+        exchange = Exchange(self, last.method, last.url, last.version, last.keep_alive, last.headers, [])
+        if body:
+            exchange.up.take(body)
+        exchange.up.complete = True
+        self.queue.append(exchange)
+        exchange.start_again(last, len(body))
+        return True
 
     def _keep_early(self, data: bytes) -> None:
         """Keep what comes before it can be used: before the handshake of TLS is told, or before an upgrade."""
@@ -363,7 +389,7 @@ class ClientConnection(asyncio.Protocol):
         for waiting in self.queue:
             waiting.client_gone()
         self.queue.clear()
-        if (exchange.body_complete and not exchange.keep_alive) or self.half_closed:
+        if (exchange.body_complete and not exchange.keep_alive and not exchange.upgrading) or self.half_closed:
             self.close()
             return
         # What the client may still be sending is read and dropped for a moment: a reset would take the answer with it.

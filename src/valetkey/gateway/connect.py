@@ -71,6 +71,5 @@ async def _pass_through(exchange: Exchange, plan: Plan) -> None:
     exchange.attached = True
     exchange.opened()
     exchange.down = Down(b"", chunked=False)
-    exchange.down.out = []
     exchange.client.write(_OPEN)
     exchange.relay()

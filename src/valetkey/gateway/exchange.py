@@ -29,6 +29,7 @@ from valetkey.gateway.message import (
     write_headers,
 )
 from valetkey.gateway.plan import disguises
+from valetkey.gateway.repeat import Repeat
 from valetkey.gateway.scrub import Decoder, Scrubber
 from valetkey.gateway.trace import Row
 
@@ -55,26 +56,8 @@ _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 _made = tuple.__new__
 # A client that has closed its half may be gone altogether: so long it is waited for (seconds).
 _HALF_CLOSED_SECONDS = 5.0
-
-
-class Repeat:
-    """A request that was sent on, and what was made of it. It holds for the same bytes until `epoch` has moved."""
-
-    __slots__ = ("epoch", "head", "headers", "live", "method", "out", "plan", "ready", "token", "url", "version")
-
-    def __init__(self, exchange: Exchange, head: ReadHead, live: LiveKey, plan: Plan, epoch: int) -> None:
-        self.method = exchange.method
-        self.url = exchange.url
-        self.version = exchange.version
-        self.headers = exchange.headers
-        self.token = exchange.token
-        self.head = head
-        self.live = live
-        self.plan = plan
-        self.epoch = epoch
-        # The head as it is sent, up to its length, with the credential of `ready`.
-        self.ready: Ready | None = None
-        self.out = b""
+# A frame may end in what a secret begins with, and the other side wait for all of it before it says more.
+_HELD_SECONDS = 0.05
 
 
 class Exchange:
@@ -94,6 +77,8 @@ class Exchange:
     upstream: UpstreamConnection | None = None
     down: Down | None = None
     _length = 0
+    # The head as it came, where all of the request came at once.
+    raw_head = b""
     # The valet key that the client showed.
     token = b""
     _ready: Ready | None = None
@@ -105,6 +90,7 @@ class Exchange:
     _kept_body: tuple[bytes, ...] = ()
     _replaced: Answer | None = None
     _scrubber: Scrubber | None = None
+    _letting_go: asyncio.TimerHandle | None = None
     _reader: UsageReader | None = None
     _begun = 0.0
     _first_byte: float | None = None
@@ -203,7 +189,13 @@ class Exchange:
             self._alive()
 
     def _alive(self) -> None:
-        self.client.deadline = self.gateway.tick + self.gateway.settings.stream_seconds
+        self._wait(self.gateway.settings.stream_seconds)
+
+    def _wait(self, seconds: float) -> None:
+        """Give it so long from now on. A client that has closed its half is mostly gone altogether."""
+        if self.client.half_closed:
+            seconds = min(seconds, _HALF_CLOSED_SECONDS)
+        self.client.deadline = self.gateway.tick + seconds
 
     # --- who, whether, where ---------------------------------------------------------------------
 
@@ -212,7 +204,7 @@ class Exchange:
         gateway = self.gateway
         self.started = True
         self._begun = gateway.now()
-        self.client.deadline = gateway.tick + gateway.settings.response_seconds
+        self._wait(gateway.settings.response_seconds)
         gateway.begun()
         try:
             self._start()
@@ -232,21 +224,6 @@ class Exchange:
             self._malformed(length)
             return
         self._length = length
-        last = self.client.last
-        if (
-            last is not None
-            and last.epoch == gateway.epoch
-            and last.headers == self.headers
-            and last.url == self.url
-            and last.method == self.method
-            and last.version == self.version
-            and not last.live.ended
-        ):
-            self._repeat, self.head, self.live, self.plan = last, last.head, last.live, last.plan
-            self.token = last.token
-            self.up.chunked = last.head.chunked
-            self._admit(last.live, last.plan)
-            return
         head = read_request(self.method, self.version, self.headers, has_body=length > 0)
         if isinstance(head, Problem):
             self._malformed(head)
@@ -256,7 +233,6 @@ class Exchange:
             return
         self.head = head
         self.up.chunked = head.chunked
-        url = self.url
         live = self._who(head)
         if live is None:
             return
@@ -269,9 +245,25 @@ class Exchange:
         if isinstance(plan.decision, Refuse):
             self.answer(answers.refused(plan.decision))
             return
-        if isinstance(plan.decision, Forward) and plan.ref is not None and url is self.url and not head.disguised:
-            self.client.last = self._repeat = Repeat(self, head, live, plan, gateway.epoch)
+        if self.raw_head and isinstance(plan.decision, Forward) and plan.ref is not None and not head.disguised:
+            self._repeat = self.client.last = Repeat.of(self, head, live, plan)
         self._admit(live, plan)
+
+    def start_again(self, repeat: Repeat, length: int) -> None:
+        """Do what was decided on the same head before."""
+        gateway = self.gateway
+        self.started = True
+        self._begun = gateway.now()
+        self.client.deadline = gateway.tick + gateway.settings.response_seconds
+        gateway.begun()
+        self._repeat, self.head, self.live, self.plan = repeat, repeat.head, repeat.live, repeat.plan
+        self.token, self._length = repeat.token, length
+        try:
+            self._admit(repeat.live, repeat.plan)
+        except ValetkeyError as error:
+            self.answer(answers.of_error(error))
+        except Exception as error:
+            self.crashed(error)
 
     def _malformed(self, problem: Problem) -> None:
         told = answers.failed(problem.status, "malformed", f"the request {problem.reason}", "send plain HTTP/1.1")
@@ -426,7 +418,7 @@ class Exchange:
     def _attach(self, upstream: UpstreamConnection, head: bytes) -> None:
         self.upstream = upstream
         self.attached = True
-        self.client.deadline = self.gateway.tick + self.gateway.settings.response_seconds
+        self._wait(self.gateway.settings.response_seconds)
         upstream.begin(self, head + self.up.drain())
         self._go_on_reading()
 
@@ -491,8 +483,6 @@ class Exchange:
             self.keep_alive = False
             framing += b"connection: close\r\n"
         head = b"%b%b%b\r\n" % (status_line(status), write_headers(lines), framing)
-        if needles is not None:
-            head = needles.clean(head)
         plan = self.plan
         if plan is not None and status == 200 and not bodyless:
             self._reader = usage.usage_reader(
@@ -663,7 +653,6 @@ class Exchange:
         if self._ready is not None:
             self._scrubber = Scrubber(self._ready.needles)
         self.down = Down(b"", chunked=False)
-        self.down.out = []
         self.relay()
         return True
 
@@ -686,10 +675,18 @@ class Exchange:
         """Pass bytes on to the client."""
         if self._scrubber is not None:
             data = self._scrubber.feed(data)
+            if self._scrubber.holds and self._letting_go is None:
+                self._letting_go = self.gateway.loop.call_later(_HELD_SECONDS, self._let_go)
         if self.down is not None:
             self.down.sent += len(data)
         self.client.write(data)
         self._alive()
+
+    def _let_go(self) -> None:
+        """Send on the end of a frame that may have been the beginning of a secret: the rest would have come by now."""
+        self._letting_go = None
+        if self._scrubber is not None and not self._finished:
+            self.client.write(self._scrubber.finish())
 
     # --- back-pressure ---------------------------------------------------------------------------
 
@@ -746,12 +743,14 @@ class Exchange:
         """
         if self.down is not None:
             return False
-        self.client.deadline = min(self.client.deadline, self.gateway.now() + _HALF_CLOSED_SECONDS)
+        self._wait(_HALF_CLOSED_SECONDS)
         return True
 
     def timed_out(self) -> None:
         """End what has taken too long."""
-        if not self.up.complete and self.down is None and not self.up.waiting:
+        if self.client.half_closed:
+            self.client_gone()
+        elif not self.up.complete and self.down is None and not self.up.waiting:
             self.answer(answers.failed(408, "request_timeout", "the request did not come to its end", "send it faster"))
         else:
             host = "the provider" if self.plan is None else self.plan.host

@@ -345,7 +345,8 @@ def status_line(status: int) -> bytes:
 
 def write_headers(lines: Iterable[Header]) -> bytes:
     """Write headers, each with its line end."""
-    return b"".join([b"%b: %b\r\n" % line for line in lines])
+    written = b"\r\n".join([b": ".join(line) for line in lines])
+    return written + b"\r\n" if written else b""
 
 
 def chunk(data: bytes) -> bytes:

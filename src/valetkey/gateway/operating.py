@@ -12,8 +12,8 @@ from pathlib import Path
 from valetkey.access import sole_secret
 from valetkey.account_state import in_store
 from valetkey.broker import Broker
-from valetkey.credential import CredentialRef, Health, Secret, expires_at_of, login_command
-from valetkey.errors import NotLoggedIn, StoreLocked, WrongKey
+from valetkey.credential import CredentialRef, Health, Secret, expires_at_of
+from valetkey.errors import StoreLocked, WrongKey
 from valetkey.gateway.approvals import Approvals
 from valetkey.gateway.metrics import Metrics
 from valetkey.gateway.ring import Ring
@@ -163,13 +163,9 @@ class Operating:
 
         Never what the environment holds: it is this process's, and not that of whoever asks.
         """
-        broker = self._parts.broker
-        ref = broker.resolve(name)
-        if broker.store.account(ref) is None:
-            raise NotLoggedIn(
-                f"no credential is stored for {ref}", provider=ref.provider, hint=f"run `{login_command(ref)}`"
-            )
-        access = await broker.access(str(ref), use="token")
+        ref = self._parts.broker.resolve(name)
+        # Of a name with its account, the broker looks nowhere else.
+        access = await self._parts.broker.access(str(ref), use="token")
         secret = sole_secret(access)
         return {
             "provider": ref.provider,

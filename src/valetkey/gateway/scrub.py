@@ -141,6 +141,11 @@ class Scrubber:
         self._known = max((end - cut for start, end in spans if start <= cut < end), default=0)
         return needles.covered(data, spans)[:cut]
 
+    @property
+    def holds(self) -> bool:
+        """Whether something is held back."""
+        return bool(self._held)
+
     def finish(self) -> bytes:
         """Give what was held back: nothing comes after it."""
         data, known = self._held, self._known
