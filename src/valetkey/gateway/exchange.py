@@ -11,6 +11,7 @@ import logging
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
+from valetkey.credential import secrets_of
 from valetkey.errors import NeedsLogin, NotLoggedIn, UnclearAnswer, ValetkeyError
 from valetkey.gateway import answers, outgoing, presented, scrub
 from valetkey.gateway.answers import Answer
@@ -548,11 +549,10 @@ class Exchange:
         ready = self._ready
         return (
             not self._renewed
-            and not self.is_head
             and ready is not None
             and ready.access.credential is not None
             and self.up.can_repeat
-            and (read.length is None or read.length <= _MAX_KEPT_ANSWER)
+            and (self.is_head or read.length is None or read.length <= _MAX_KEPT_ANSWER)
         )
 
     async def _renew(self) -> None:
@@ -571,7 +571,7 @@ class Exchange:
         except ValetkeyError as error:
             log.info("%s was refused by its provider, and %s", plan.ref, error.message)
             fresh = ready
-        if fresh.access.credential == old or self._finished:
+        if self._finished or fresh is ready or _same_secrets(fresh, ready):
             self._pass_on_kept()
             self.response_done([])
             return
@@ -850,3 +850,8 @@ class Exchange:
             self.answer(answers.of_error(error))
         except Exception as error:
             self.crashed(error)
+
+
+def _same_secrets(one: Ready, other: Ready) -> bool:
+    a, b = one.access.credential, other.access.credential
+    return a is b or (a is not None and b is not None and secrets_of(a) == secrets_of(b))
