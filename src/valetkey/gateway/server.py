@@ -39,7 +39,7 @@ class Limits:
 
     `head_seconds`: for the head of a request, and a TLS handshake. `idle_seconds`: for the next request.
     `response_seconds`: for the head of an answer; models think for minutes. `stream_seconds`: for the next byte of a
-    body, either way. `max_body_bytes` 0: no limit.
+    body, either way. `max_body_bytes` 0: no limit. `keep_bodies`: the trace gets the beginning of both bodies.
     """
 
     head_seconds: float = 10.0
@@ -47,6 +47,7 @@ class Limits:
     response_seconds: float = 600.0
     stream_seconds: float = 600.0
     max_body_bytes: int = 0
+    keep_bodies: bool = False
 
 
 class Gateway:
