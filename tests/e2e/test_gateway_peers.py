@@ -20,6 +20,7 @@ from tests.support.gateway import KEY, Raw
 from tests.support.rig import WAYS, Rig, Way, check_clean, faults, rig
 from tests.support.tls import CertificateAuthority
 from tests.support.upstream import Conversation, answer, ordinary, requests
+from valetkey.gateway.server import Limits
 
 MB = 1024 * 1024
 # What the kernels' buffers, TLS and the gateway's own may hold together; far below what the peers would send.
@@ -308,6 +309,71 @@ def test_a_client_that_asks_and_does_not_read_is_not_answered_without_end(tmp_pa
             client.exactly(int(headers["content-length"]))
         sending.join(10)
         assert len(engine.secure.requests) == count
+
+
+def test_a_client_that_asks_one_by_one_and_does_not_read_is_not_answered_without_end(tmp_path: Path) -> None:
+    # Each answer comes whole in one read.
+    big = answer(b"x" * 8_000)
+    with faults(), rig(tmp_path, plain=ordinary(lambda _: big)) as engine, engine.running.raw() as client:
+        for count in range(1, 5000):
+            client.send(engine.get("/x", "proxy"))
+            for _ in range(1000):
+                if len(engine.plain.requests) == count:
+                    break
+                threading.Event().wait(0.001)
+            else:
+                break
+        assert len(engine.plain.requests) * 8_000 < HELD
+        for _ in range(count):
+            status, headers = client.head()
+            assert status == 200
+            client.exactly(int(headers["content-length"]))
+
+
+def test_a_body_that_is_too_long_is_refused_however_often_its_head_has_come(tmp_path: Path) -> None:
+    settings = Limits(max_body_bytes=1000)
+    with faults(), rig(tmp_path, settings=settings) as engine, engine.running.raw() as client:
+        for size in (10, 1000):
+            client.send(engine.get("/x", method="POST", more=f"Content-Length: {size}\r\n") + b"x" * size)
+            assert client.answer()[0] == 200
+        client.send(engine.get("/x", method="POST", more="Content-Length: 1001\r\n") + b"x" * 1001)
+        assert client.answer()[0] == 413
+        assert client.closed()
+        assert [len(r.body) for r in engine.secure.requests] == [10, 1000]
+
+
+@pytest.mark.parametrize(
+    "length", ["5, 5", "05", "+5", "5\r\nContent-Length: 5", "5\r\nTransfer-Encoding: chunked", " 5 "]
+)
+def test_a_head_that_has_come_before_is_read_no_less_strictly(tmp_path: Path, length: str) -> None:
+    with faults(), rig(tmp_path) as engine, engine.running.raw() as client:
+        for _ in range(3):
+            client.send(engine.get("/x", method="POST", more="Content-Length: 5\r\n") + b"abcde")
+            assert client.answer()[0] == 200
+        client.send(engine.get("/x", method="POST", more=f"Content-Length: {length}\r\n") + b"abcde")
+        assert client.answer()[0] == 400
+        assert client.closed()
+        assert len(engine.secure.requests) == 3
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_same_head_again_is_cut_and_joined_in_any_way(tmp_path: Path, way: Way) -> None:
+    with faults(), rig(tmp_path) as engine, engine.connect(way) as client:
+        sent = []
+        for number in range(12):
+            body = f"{number}:".encode() + b"GET /smuggled HTTP/1.1\r\n\r\n" * (number % 3)
+            raw = engine.get("/x", way, method="POST", more=f"Content-Length: {len(body)}\r\n") + body
+            at = (number * 37) % len(raw)
+            # Whole, cut, or with another behind it in one piece.
+            pieces = [[raw], [raw[:at], raw[at:]], [raw + raw]][number % 3]
+            for piece in pieces:
+                client.send(piece)
+            for _ in range(2 if len(pieces[0]) > len(raw) else 1):
+                assert client.answer()[0] == 200
+                sent.append(body)
+        assert [r.body for r in engine.upstream(way).requests] == sent
+        for request in engine.upstream(way).requests:
+            check_clean(request, engine.host(way))
 
 
 def test_requests_are_not_kept_without_end(tmp_path: Path) -> None:
