@@ -16,6 +16,7 @@ from tests.support.gateway_process import ended, until
 from valetkey import serving
 
 PATIENCE_SECONDS = 90
+README = Path(__file__).parents[2] / "README.md"
 WORDS = [
     "valetkey providers add",
     "valetkey login",
@@ -77,6 +78,17 @@ def test_the_demo_shows_each_command_before_it_runs_and_leaves_nothing(
     assert not CREDENTIAL.search(done.out + done.err)
     assert list(temporary.iterdir()) == []
     assert list(home.iterdir()) == []
+    assert_shown(README.read_text(encoding="utf-8"), done.out.splitlines())
+
+
+def assert_shown(text: str, lines: list[str]) -> None:
+    """See that README's excerpt is what the demo prints, in its order, but for numbers and what `…` stands for."""
+    (excerpt,) = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+    rest = iter(lines)
+    for promised in excerpt.splitlines():
+        if promised != "…":
+            form = re.sub(r"\d+", r"\\d+", re.escape(promised)).replace("…", ".*")
+            assert any(re.fullmatch(form, line) for line in rest), promised
 
 
 @pytest.mark.xdist_group("model")
