@@ -4,53 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.decisions import CASES, Case, answered
+from tests.support.decisions import CASES, PROVIDERS, Case, answered, client, decided, example, policy
 from valetkey.cli.frame import run
-from valetkey.config import Paths
-from valetkey.credential import CredentialRef
-from valetkey.gateway import grants
-from valetkey.gateway.decide import Client, Decision, Forward, Grant, Hold, Refuse, RequestHead, decide
-from valetkey.gateway.policy import GRANTED_ALONE, Policy, read
-from valetkey.gateway.route import read_target, route
-from valetkey.providers import catalogue
-
-PROVIDERS = catalogue(Paths(home=Path("/nonexistent")))
-
-
-def grant(name: str) -> Grant:
-    provider, _, account = name.partition("@")
-    # Azure has no address before somebody says which.
-    found = grants.declared(
-        CredentialRef(provider=provider, account=account or "default"),
-        PROVIDERS.get(provider),
-        parameters={"resource_name": "example"},
-    )
-    assert found is not None
-    return found
-
-
-def client(names: tuple[str, ...]) -> Client:
-    return Client(id="k", kind="key", grants=tuple(map(grant, names)))
-
-
-def policy(text: str) -> Policy:
-    return read(text, file="policy.toml") if text else GRANTED_ALONE
-
-
-def decided(case: Case, chosen: Policy) -> Decision:
-    asking = client(case.grants)
-    if case.url.startswith("/"):
-        head = RequestHead(method=case.method, scheme="http", host="127.0.0.1", port=4380, path=case.url)
-        request = route(head, asking)
-    else:
-        request = read_target(case.method, case.url)
-    return request if isinstance(request, Refuse) else decide(request, asking, chosen)
+from valetkey.gateway.decide import Decision, Forward, Hold, Refuse, RequestHead, decide
+from valetkey.gateway.route import read_target
 
 
 def shown(decision: Decision) -> dict[str, Any]:
@@ -123,18 +85,6 @@ def test_what_is_sent_is_decided_on_alike(case: Case) -> None:
 # --- what every provider keeps off limits -------------------------------------------------------
 
 OFF_LIMITS = [(p.id, text) for p in PROVIDERS.all() for text in p.api.off_limits]
-
-
-def example(text: str, *, near: bool) -> tuple[str, str]:
-    """Give a method and a path that the pattern means, or one that misses it by a letter."""
-    method, _, place = text.partition(" ")
-    path = "/" + place.partition("/")[2]
-    if near and path == "/**":
-        return "GET", "/x"
-    if near:
-        path = re.sub(r"(.*[A-Za-z_])", r"\1x", path, count=1)
-    body = path.removesuffix("/**").replace("**", "a/b").replace("*", "a")
-    return ("POST" if method == "*" else method), body + ("/y" if path.endswith("/**") else "")
 
 
 @pytest.mark.parametrize(("id", "text"), OFF_LIMITS)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CASES", "Case", "answered"]
+from valetkey.config import Paths
+from valetkey.credential import CredentialRef
+from valetkey.gateway import grants
+from valetkey.gateway.decide import Client, Decision, Grant, Refuse, RequestHead, decide
+from valetkey.gateway.policy import GRANTED_ALONE, Policy, read
+from valetkey.gateway.route import read_target, route
+from valetkey.providers import catalogue
+
+__all__ = ["CASES", "PROVIDERS", "Case", "answered", "client", "decided", "example", "policy"]
 
 _FILE = Path(__file__).parents[1] / "contract" / "decisions.toml"
 _EXPECTED = ("verdict", "code", "how", "grant", "sent", "rule", "line")
@@ -49,3 +58,51 @@ def answered(case: Case, answer: dict[str, Any]) -> dict[str, Any]:
     line = rule["place"].rpartition(":")[2]
     found = {**answer, "sent": answer["url"], "rule": rule["text"], "line": int(line) if line.isdigit() else None}
     return {key: found[key] for key in case.expected}
+
+
+PROVIDERS = catalogue(Paths(home=Path("/nonexistent")))
+
+
+def _grant(name: str) -> Grant:
+    provider, _, account = name.partition("@")
+    # Azure has no address before somebody says which.
+    found = grants.declared(
+        CredentialRef(provider=provider, account=account or "default"),
+        PROVIDERS.get(provider),
+        parameters={"resource_name": "example"},
+    )
+    assert found is not None
+    return found
+
+
+def client(names: tuple[str, ...]) -> Client:
+    """Give a client with these accounts, none of which has to be logged in."""
+    return Client(id="k", kind="key", grants=tuple(map(_grant, names)))
+
+
+def policy(text: str) -> Policy:
+    """Read a policy; without text, that of a key without one."""
+    return read(text, file="policy.toml") if text else GRANTED_ALONE
+
+
+def decided(case: Case, chosen: Policy) -> Decision:
+    """Decide on a case, without any front end."""
+    asking = client(case.grants)
+    if case.url.startswith("/"):
+        head = RequestHead(method=case.method, scheme="http", host="127.0.0.1", port=4380, path=case.url)
+        request = route(head, asking)
+    else:
+        request = read_target(case.method, case.url)
+    return request if isinstance(request, Refuse) else decide(request, asking, chosen)
+
+
+def example(text: str, *, near: bool) -> tuple[str, str]:
+    """Give a method and a path that the pattern means, or one that misses it by a letter."""
+    method, _, place = text.partition(" ")
+    path = "/" + place.partition("/")[2]
+    if near and path == "/**":
+        return "GET", "/x"
+    if near:
+        path = re.sub(r"(.*[A-Za-z_])", r"\1x", path, count=1)
+    body = path.removesuffix("/**").replace("**", "a/b").replace("*", "a")
+    return ("POST" if method == "*" else method), body + ("/y" if path.endswith("/**") else "")

@@ -75,7 +75,9 @@ class Rows:
 class RunningGateway:
     """The gateway, and the means to give it accounts and keys. All but `call` is safe from the test's thread."""
 
-    def __init__(self, *providers: Provider, clock: Clock, store: MemoryStore | None, home: Path) -> None:
+    def __init__(
+        self, *providers: Provider, clock: Clock, store: MemoryStore | None, home: Path, logged_in: bool = True
+    ) -> None:
         self.clock = clock
         self.store = store or MemoryStore(clock=clock)
         self.catalogue = Declared(known=providers)
@@ -91,7 +93,7 @@ class RunningGateway:
         self.home = home
         self.gateway: Gateway
         self.loop: asyncio.AbstractEventLoop
-        for provider in providers:
+        for provider in providers if logged_in else ():
             self.log_in(provider.id)
 
     @property
@@ -182,10 +184,11 @@ def running_gateway(
     dialler: Dialler | None = None,
     plain_loop: bool = False,
     unix_path: Path | None = None,
+    logged_in: bool = True,
 ) -> Iterator[RunningGateway]:
-    """Run it until the block ends; all its providers have an account with KEY."""
+    """Run it until the block ends; all its providers have an account with KEY, unless `logged_in` says otherwise."""
     clock = clock or SystemClock()
-    running = RunningGateway(*providers, clock=clock, store=store, home=home)
+    running = RunningGateway(*providers, clock=clock, store=store, home=home, logged_in=logged_in)
     ready = threading.Event()
     failed: list[BaseException] = []
     stop: asyncio.Event

@@ -6,8 +6,9 @@ Clients of OpenAI read `error.message`, those of Anthropic want `type: error` ar
 from __future__ import annotations
 
 import json
+import math
 
-from valetkey.errors import ValetkeyError
+from valetkey.errors import RefreshFailed, ValetkeyError
 from valetkey.gateway.decide import Refuse
 from valetkey.gateway.message import status_line
 
@@ -69,7 +70,8 @@ def of_error(error: ValetkeyError) -> Answer:
     fields: dict[str, object] = {"message": error.message, "hint": error.hint, "provider": error.provider}
     if code != error.code:
         fields["cause"] = error.code
-    return Answer(status, code, fields)
+    wait = error.retry_after if isinstance(error, RefreshFailed) else None
+    return Answer(status, code, fields, b"" if wait is None else _retry_after(wait))
 
 
 def refused(decision: Refuse) -> Answer:
@@ -103,10 +105,17 @@ def no_key(*, proxy: bool, why: str | None) -> Answer:
 
 def too_many(wait_seconds: float) -> Answer:
     """Give the answer to a key that has reached a limit; the wait is rounded up (RFC 9110 section 10.2.3)."""
-    seconds = max(1, int(wait_seconds) + (wait_seconds > int(wait_seconds)))
     return Answer(
         429,
         "limit_reached",
-        {"message": "a limit of this valet key is reached", "hint": f"try again in {seconds} s"},
-        b"retry-after: %d\r\n" % seconds,
+        {"message": "a limit of this valet key is reached", "hint": f"try again in {_seconds(wait_seconds)} s"},
+        _retry_after(wait_seconds),
     )
+
+
+def _seconds(wait: float) -> int:
+    return max(1, math.ceil(wait))
+
+
+def _retry_after(wait: float) -> bytes:
+    return b"retry-after: %d\r\n" % _seconds(wait)

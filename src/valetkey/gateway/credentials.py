@@ -12,6 +12,7 @@ from valetkey.access import Access, check_use, without_credential
 from valetkey.broker import Broker
 from valetkey.clock import Clock
 from valetkey.credential import Credential, CredentialRef, secrets_of
+from valetkey.errors import NeedsLogin
 from valetkey.freshness import age_of, fresh_for
 from valetkey.gateway.message import CREDENTIALS, Header, write_headers
 from valetkey.gateway.scrub import Needles
@@ -42,7 +43,7 @@ class Placement:
 class Ready:
     """One account's credential, placed. `until` is on the monotonic clock."""
 
-    __slots__ = ("_placements", "access", "needles", "until")
+    __slots__ = ("_placements", "access", "needles", "scrubs", "until")
 
     def __init__(self, access: Access, until: float) -> None:
         self.access = access
@@ -50,6 +51,8 @@ class Ready:
         credential = access.credential
         secrets = () if credential is None else secrets_of(credential).values()
         self.needles = Needles(secret.reveal() for secret in secrets)
+        # What answers are looked through for; None where no credential went out.
+        self.scrubs = None if credential is None else self.needles
         self._placements: dict[str, Placement] = {}
 
     def placement(self, origin: str) -> Placement:
@@ -105,6 +108,10 @@ class Credentials:
         self._broker = broker
         self._clock = clock
         self._ready: dict[CredentialRef, Ready] = {}
+        # What the provider refused together with the login behind it: dead, however long it would live by the clock.
+        self._dead: dict[CredentialRef, Credential] = {}
+        # How often all was forgotten: what was asked for before is not kept after.
+        self._times_forgotten = 0
 
     def ready(self, ref: CredentialRef) -> Ready | None:
         """Give what is ready now; None where the broker has to be asked."""
@@ -113,10 +120,26 @@ class Credentials:
 
     async def fetch(self, ref: CredentialRef, *, rejected: Credential | None = None) -> Ready:
         """Ask the broker, which renews where that is due. `rejected` got a 401. Raises as `Broker.access` does."""
-        access = await self._access(ref, rejected)
+        asked_at = self._times_forgotten
+        rejected = rejected or self._dead.get(ref)
+        try:
+            access = await self._access(ref, rejected)
+        except NeedsLogin:
+            if rejected is not None:
+                self._dead[ref] = rejected
+            self._replace(ref, None)
+            raise
+        self._dead.pop(ref, None)
         ready = Ready(access, self._clock.monotonic() + self._fresh_for(access).total_seconds())
-        self._ready[ref] = ready
+        self._replace(ref, ready if asked_at == self._times_forgotten else None)
         return ready
+
+    def _replace(self, ref: CredentialRef, ready: Ready | None) -> None:
+        old = self._ready.pop(ref, None)
+        if old is not None:
+            old.until = 0.0  # connections keep what they sent last
+        if ready is not None:
+            self._ready[ref] = ready
 
     async def _access(self, ref: CredentialRef, rejected: Credential | None) -> Access:
         broker = self._broker
@@ -139,3 +162,4 @@ class Credentials:
     def forget(self) -> None:
         """Ask the broker again for all: somebody has changed the store."""
         self._ready.clear()
+        self._times_forgotten += 1

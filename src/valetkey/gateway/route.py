@@ -7,7 +7,7 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from valetkey.gateway.decide import Client, Grant, Refuse, RequestHead, malformed
-from valetkey.gateway.normal import Malformed, Target, normalise, split_authority
+from valetkey.gateway.normal import Malformed, normalise, split_authority
 from valetkey.inject import join
 
 __all__ = ["read_target", "route"]
@@ -86,4 +86,5 @@ def _same(scheme: str, authority: tuple[str, int | None], host: str) -> bool:
     if isinstance(other, Malformed):
         return False
     mine, theirs = (normalise(scheme=scheme, host=name, port=port, path="/") for name, port in (authority, other))
-    return mine == theirs and isinstance(mine, Target)
+    # Where neither is an address, it is the decision that says why.
+    return mine == theirs

@@ -16,13 +16,14 @@ from valetkey.dialect import Usage
 from valetkey.dialects import anthropic_messages, gemini, openai_chat, openai_responses
 from valetkey.dialects.reading import fields
 
-__all__ = ["UsageReader", "usage_reader"]
+__all__ = ["UsageReader", "usage_reader", "usage_reader_for"]
 
 # Of an answer, and of one event: the last event of OpenAI's responses repeats instructions, tools and the whole answer.
 LIMIT_BYTES = 256 * 1024
 # A server that names no model in the first events names none.
 _EVENTS_FOR_MODEL = 8
 _LONGEST_MODEL = 200
+_LONGEST_VALUE = 2048
 
 
 class UsageReader(Protocol):
@@ -50,9 +51,7 @@ class _Form:
     read: Callable[[object], Usage | None]
     has_counts: re.Pattern[bytes]
     counts_mark: bytes
-    counts_alone: re.Pattern[bytes]
     model_mark: bytes
-    model_alone: re.Pattern[bytes]
 
 
 def _form(counts: str, model: str, read: Callable[[object], Usage | None], *, within: str | None = None) -> _Form:
@@ -65,10 +64,7 @@ def _form(counts: str, model: str, read: Callable[[object], Usage | None], *, wi
         # OpenAI sends `"usage": null` with every event but the last.
         has_counts=re.compile(rb"%b\s*:\s*\{" % counts_mark),
         counts_mark=counts_mark,
-        # An object that holds objects, and those none: what providers send.
-        counts_alone=re.compile(rb"%b\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})" % counts_mark),
         model_mark=model_mark,
-        model_alone=re.compile(rb'%b\s*:\s*("[^"\\]*")' % model_mark),
     )
 
 
@@ -99,10 +95,16 @@ def usage_reader(*, dialect: str, path: str, content_type: str) -> UsageReader |
     `dialect` is the provider's declared one. The path tells better what is spoken; at a provider whose dialect is
     "none", nothing is.
     """
+    make = usage_reader_for(dialect=dialect, path=path, content_type=content_type)
+    return None if make is None else make()
+
+
+def usage_reader_for(*, dialect: str, path: str, content_type: str) -> Callable[[], UsageReader] | None:
+    """Give what makes such readers."""
     form, streamed = _chosen(dialect, path, content_type)
     if form is None:
         return None
-    return _Events(form) if streamed else _Whole(form)
+    return functools.partial(_Events if streamed else _Whole, form)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -147,21 +149,20 @@ class _Whole:
             _take(self, self._form, part)
 
     def _read_alone(self, document: bytes) -> bool:
-        """Decode the counts and the model alone, a third of the time; False where a name stands twice, or not at all.
+        """Decode the counts and the model alone, in a third of the time; False where that cannot be.
 
-        Neither can be found inside a text: there the quotes around a name have backslashes before them.
+        Neither name can be found inside a text: there the quotes around it have backslashes before them. A name that
+        stands twice may be another one's.
         """
         form, find = self._form, document.find
         at, model_at = find(form.counts_mark), find(form.model_mark)
         if at < 0 or model_at < 0 or find(form.counts_mark, at + 1) >= 0 or find(form.model_mark, model_at + 1) >= 0:
             return False
-        counts, model = form.counts_alone.match(document, at), form.model_alone.match(document, model_at)
-        if counts is None or model is None:
+        model = _value_at(document, model_at + len(form.model_mark))
+        usage = form.read(_value_at(document, at + len(form.counts_mark)))
+        if usage is None or not isinstance(model, str):
             return False
-        usage, name = form.read(_decoded(counts[1])), _decoded(model[1])
-        if usage is None or not isinstance(name, str):
-            return False
-        self.usage, self.model = usage, name[:_LONGEST_MODEL] or None
+        self.usage, self.model = usage, model[:_LONGEST_MODEL] or None
         return True
 
 
@@ -233,7 +234,17 @@ def _take_from(reader: _Whole | _Events, form: _Form, holder: Mapping[str, objec
         reader.usage = usage.merged(reader.usage)
 
 
-_decode = json.JSONDecoder().decode
+_decoder = json.JSONDecoder()
+_decode, _decode_first = _decoder.decode, _decoder.raw_decode
+
+
+def _value_at(document: bytes, at: int) -> object:
+    """Give the value behind a name; None where it is none, or long. Its texts are right where they are ASCII."""
+    try:
+        value: object = _decode_first(document[at : at + _LONGEST_VALUE].decode("latin-1").lstrip(" \t\r\n:"))[0]
+    except (ValueError, RecursionError):
+        return None
+    return value
 
 
 def _decoded(document: bytes) -> object:
