@@ -71,8 +71,8 @@ def test_a_decision_of_a_person_is_in_the_table(code: str) -> None:
     ],
 )
 def test_an_error_has_the_status_that_is_told(kind: type[errors.ValetkeyError]) -> None:
-    keywords = {"sent": False} if issubclass(kind, errors.TransportError) else {}
-    made = answers.of_error(kind("x", hint="y", **keywords))
+    error = kind("x", hint="y", sent=False) if issubclass(kind, errors.TransportError) else kind("x", hint="y")
+    made = answers.of_error(error)
     assert table()[made.code] == str(made.status)
 
 
