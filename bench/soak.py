@@ -7,7 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-TRIALS = ("tests/e2e/test_trials.py", "tests/contract/test_stores.py", "tests/unit")
+TRIALS = (
+    "tests/e2e/test_trials.py",
+    "tests/e2e/test_gateway_peers.py",
+    "tests/contract/test_gateway_fuzz.py",
+    "tests/contract/test_stores.py",
+    "tests/unit",
+)
 
 
 def main() -> int:

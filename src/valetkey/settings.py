@@ -134,6 +134,13 @@ SETTINGS = (
         description="How many requests the trace keeps at most; a million take some 130 MB.",
     ),
     Setting(
+        key="trace.bodies",
+        kind="choice",
+        default="off",
+        options=("off", "on"),
+        description="Whether the trace keeps the first 8 KiB of each body. Secrets are taken out, all else is there.",
+    ),
+    Setting(
         key="trace.otlp_endpoint",
         kind="text",
         default=None,

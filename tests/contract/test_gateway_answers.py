@@ -265,20 +265,33 @@ def test_an_answer_is_whole_or_a_failure_or_cut(engine: Rig, silent: Faults, pat
 
 
 def test_bytes_that_nobody_asked_for_reach_nobody(tmp_path: Path, silent: Faults) -> None:
-    spoken = threading.Event()
+    heard = threading.Event()
 
     def speaks_unasked(talk: Conversation) -> None:
         for _ in requests(talk):
             talk.send(answer(b"%d" % talk.number))
             if talk.number == 1:
+                assert heard.wait(10)
                 talk.send(answer(b"poison"))
-                spoken.set()
 
     with rig(tmp_path, plain=speaks_unasked) as engine, engine.running.raw() as client:
         assert client.send(ask(engine, "/x")).answer()[2] == b"1"
-        assert spoken.wait(10)
+        heard.set()
         engine.plain.until(lambda: engine.running.do(lambda: len(engine.running.gateway.pool)) == 0)
         assert client.send(ask(engine, "/x")).answer()[2] == b"2"
+
+
+def test_the_head_of_a_second_answer_is_no_trailer(tmp_path: Path, silent: Faults) -> None:
+    second = OK + b"X-Poison: 1\r\nContent-Length: 0\r\n\r\n"
+
+    def twice(talk: Conversation) -> None:
+        for _ in requests(talk):
+            talk.send(CHUNKED + b"3\r\nabc\r\n0\r\nX-Sum: 1\r\n\r\n" + second)
+
+    with rig(tmp_path, plain=twice) as engine, engine.running.raw() as client:
+        told = client.send(ask(engine, "/x", more="Connection: close\r\n")).rest()
+        assert told.endswith(b"x-sum: 1\r\n\r\n")
+        assert b"poison" not in told
 
 
 def test_the_key_in_an_answer_is_covered_wherever_it_is(tmp_path: Path, silent: Faults) -> None:
@@ -363,8 +376,11 @@ def test_an_idle_connection_is_closed_before_the_provider_does(tmp_path: Path, c
         assert serving(engine) == first + 1
 
 
-def test_a_server_that_closes_at_once_is_a_failure_and_not_a_wait(tmp_path: Path, silent: Faults) -> None:
-    with rig(tmp_path, plain=lambda talk: None, secure=lambda talk: None) as engine:
+@pytest.mark.parametrize("plain_loop", [False, True], ids=["uvloop", "asyncio"])
+def test_a_server_that_closes_at_once_is_a_failure_and_not_a_wait(
+    tmp_path: Path, silent: Faults, plain_loop: bool
+) -> None:
+    with rig(tmp_path, plain=lambda talk: None, secure=lambda talk: None, plain_loop=plain_loop) as engine:
         for _ in range(20):
             with engine.running.raw() as client:
                 assert client.send(ask(engine, "/x")).answer()[0] == 502

@@ -20,6 +20,7 @@ from tests.support.gateway import KEY, Raw
 from tests.support.rig import WAYS, Rig, Way, check_clean, faults, rig
 from tests.support.tls import CertificateAuthority
 from tests.support.upstream import Conversation, answer, ordinary, requests
+from valetkey.gateway.server import Limits
 
 MB = 1024 * 1024
 # What the kernels' buffers, TLS and the gateway's own may hold together; far below what the peers would send.
@@ -205,6 +206,40 @@ def test_half_closed_is_not_waited_for_without_end(tmp_path: Path, clock: FakeCl
         engine.secure.until(lambda: ended(engine))
 
 
+def test_half_closed_and_then_a_stream_that_says_nothing_is_gone(tmp_path: Path, clock: FakeClock) -> None:
+    goes_on = threading.Event()
+
+    def streams(talk: Conversation) -> None:
+        talk.request()
+        assert goes_on.wait(10)
+        talk.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+        talk.wait()
+
+    with faults(), rig(tmp_path, secure=streams, clock=clock) as engine, engine.running.raw() as client:
+        client.send(engine.get("/x"))
+        engine.secure.wait_for(1)
+        client.socket.shutdown(socket.SHUT_WR)
+        half = lambda: any(c.half_closed for c in engine.running.gateway.connections)  # noqa: E731  # asked in the loop
+        engine.secure.until(lambda: bool(engine.running.do(half)))
+        goes_on.set()
+        client.until(b"data: 1\n\n")
+        later(engine, clock, 3)
+        assert not engine.quiet()
+        later(engine, clock, 4)
+        assert b"0\r\n\r\n" not in client.rest()
+        engine.secure.until(lambda: ended(engine))
+
+
+def test_a_refusal_reaches_who_is_still_sending(tmp_path: Path) -> None:
+    with faults(), rig(tmp_path) as engine:
+        for begun in (b"garbage\r\n", engine.get("/x") + b"garbage\r\n", engine.get("/x", more=UPGRADE)):
+            with engine.running.raw() as client:
+                client.send(begun)
+                with contextlib.suppress(ConnectionError):
+                    client.send(b"x" * 4 * MB)
+                assert client.answer()[0] == (400 if begun.startswith(b"garbage") else 200)
+
+
 # --- back-pressure ---------------------------------------------------------------------------
 
 
@@ -274,6 +309,71 @@ def test_a_client_that_asks_and_does_not_read_is_not_answered_without_end(tmp_pa
             client.exactly(int(headers["content-length"]))
         sending.join(10)
         assert len(engine.secure.requests) == count
+
+
+def test_a_client_that_asks_one_by_one_and_does_not_read_is_not_answered_without_end(tmp_path: Path) -> None:
+    # Each answer comes whole in one read.
+    big = answer(b"x" * 8_000)
+    with faults(), rig(tmp_path, plain=ordinary(lambda _: big)) as engine, engine.running.raw() as client:
+        for count in range(1, 5000):
+            client.send(engine.get("/x", "proxy"))
+            for _ in range(1000):
+                if len(engine.plain.requests) == count:
+                    break
+                threading.Event().wait(0.001)
+            else:
+                break
+        assert len(engine.plain.requests) * 8_000 < HELD
+        for _ in range(count):
+            status, headers = client.head()
+            assert status == 200
+            client.exactly(int(headers["content-length"]))
+
+
+def test_a_body_that_is_too_long_is_refused_however_often_its_head_has_come(tmp_path: Path) -> None:
+    settings = Limits(max_body_bytes=1000)
+    with faults(), rig(tmp_path, settings=settings) as engine, engine.running.raw() as client:
+        for size in (10, 1000):
+            client.send(engine.get("/x", method="POST", more=f"Content-Length: {size}\r\n") + b"x" * size)
+            assert client.answer()[0] == 200
+        client.send(engine.get("/x", method="POST", more="Content-Length: 1001\r\n") + b"x" * 1001)
+        assert client.answer()[0] == 413
+        assert client.closed()
+        assert [len(r.body) for r in engine.secure.requests] == [10, 1000]
+
+
+@pytest.mark.parametrize(
+    "length", ["5, 5", "05", "+5", "5\r\nContent-Length: 5", "5\r\nTransfer-Encoding: chunked", " 5 "]
+)
+def test_a_head_that_has_come_before_is_read_no_less_strictly(tmp_path: Path, length: str) -> None:
+    with faults(), rig(tmp_path) as engine, engine.running.raw() as client:
+        for _ in range(3):
+            client.send(engine.get("/x", method="POST", more="Content-Length: 5\r\n") + b"abcde")
+            assert client.answer()[0] == 200
+        client.send(engine.get("/x", method="POST", more=f"Content-Length: {length}\r\n") + b"abcde")
+        assert client.answer()[0] == 400
+        assert client.closed()
+        assert len(engine.secure.requests) == 3
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_same_head_again_is_cut_and_joined_in_any_way(tmp_path: Path, way: Way) -> None:
+    with faults(), rig(tmp_path) as engine, engine.connect(way) as client:
+        sent = []
+        for number in range(12):
+            body = f"{number}:".encode() + b"GET /smuggled HTTP/1.1\r\n\r\n" * (number % 3)
+            raw = engine.get("/x", way, method="POST", more=f"Content-Length: {len(body)}\r\n") + body
+            at = (number * 37) % len(raw)
+            # Whole, cut, or with another behind it in one piece.
+            pieces = [[raw], [raw[:at], raw[at:]], [raw + raw]][number % 3]
+            for piece in pieces:
+                client.send(piece)
+            for _ in range(2 if len(pieces[0]) > len(raw) else 1):
+                assert client.answer()[0] == 200
+                sent.append(body)
+        assert [r.body for r in engine.upstream(way).requests] == sent
+        for request in engine.upstream(way).requests:
+            check_clean(request, engine.host(way))
 
 
 def test_requests_are_not_kept_without_end(tmp_path: Path) -> None:
@@ -385,6 +485,27 @@ def test_a_trailer_goes_on(tmp_path: Path) -> None:
         client.send(b"3\r\nabc\r\n0\r\nX-Sum: 1\r\nCookie: a=b\r\n\r\n")
         assert client.answer()[0] == 200
         assert engine.secure.requests[0].trailers == [("x-sum", "1")]
+
+
+@pytest.mark.parametrize("upgrades", [False, True])
+def test_nothing_is_read_behind_trailers_that_are_too_many(tmp_path: Path, upgrades: bool) -> None:
+    def hears(talk: Conversation) -> None:
+        talk.until(b"\r\n\r\n")
+        arrived.set()
+        talk.wait()
+
+    arrived = threading.Event()
+    with faults(), rig(tmp_path, secure=hears) as engine, engine.running.raw() as client:
+        client.send(engine.get("/x", method="POST", more="Transfer-Encoding: chunked\r\n"))
+        assert arrived.wait(10)
+        # In one piece: the parser is within all of it when the trailers are refused.
+        behind = engine.get("/smuggled", more=UPGRADE if upgrades else "")
+        client.send(b"0\r\n" + b"X: y\r\n" * 300 + b"\r\n" + behind)
+        status, headers, _ = client.answer()
+        assert (status, headers["connection"]) == (431, "close")
+        assert client.closed()
+        engine.secure.until(lambda: ended(engine))
+        assert engine.secure.connections == 1
 
 
 # --- WebSocket -------------------------------------------------------------------------------
@@ -525,8 +646,9 @@ def test_a_client_that_leaves_a_websocket_closes_it(tmp_path: Path) -> None:
 # --- TLS -------------------------------------------------------------------------------------
 
 
-def test_a_request_in_one_flight_with_the_end_of_the_handshake_is_answered(tmp_path: Path) -> None:
-    with faults(), rig(tmp_path) as engine:
+@pytest.mark.parametrize("plain_loop", [False, True], ids=["uvloop", "asyncio"])
+def test_a_request_in_one_flight_with_the_end_of_the_handshake_is_answered(tmp_path: Path, plain_loop: bool) -> None:
+    with faults(), rig(tmp_path, plain_loop=plain_loop) as engine:
         for _ in range(20):
             client = engine.running.raw()
             assert client.send(engine.connect_request()).head()[0] == 200

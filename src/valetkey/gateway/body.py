@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from valetkey.gateway.message import Header, chunk, trailer_lines
+from valetkey.gateway.row import BODY_LIMIT_BYTES
 from valetkey.gateway.scrub import Decoder, Needles, Scrubber
 
 if TYPE_CHECKING:
     from valetkey.gateway.usage import UsageReader
 
-__all__ = ["Down", "Up"]
+__all__ = ["Down", "Up", "sampled"]
 
 # Design section 7: a request is sent a second time after a 401 if its body was at most this.
 MAX_HELD_BYTES = 1024 * 1024
@@ -97,6 +98,13 @@ class Up:
         self._held = None
 
 
+def sampled(kept: list[bytes] | None, data: bytes) -> list[bytes]:
+    """Give what is kept of a body for the trace, with the next piece: its beginning."""
+    kept = kept or []
+    room = BODY_LIMIT_BYTES - sum(map(len, kept))
+    return [*kept, data[:room]] if room > 0 else kept
+
+
 class Down:
     """An answer on its way to the client: decoded where it must be, scrubbed, counted, framed."""
 
@@ -107,6 +115,7 @@ class Down:
         "_needles",
         "_pieces",
         "_reader",
+        "_sample",
         "_scrubber",
         "_trailers",
         "chunked",
@@ -121,6 +130,7 @@ class Down:
         needles: Needles | None = None,
         decoder: Decoder | None = None,
         reader: UsageReader | None = None,
+        keep: bool = False,
     ) -> None:
         self.chunked = chunked
         # Of the body, as the client gets it.
@@ -133,6 +143,13 @@ class Down:
         self._reader = reader
         self._trailers: list[Header] = []
         self._done = False
+        # The beginning of the body, for the trace, where that is wanted.
+        self._sample: list[bytes] | None = [] if keep else None
+
+    @property
+    def sample(self) -> bytes | None:
+        """The beginning of the body, where it was kept."""
+        return None if self._sample is None else b"".join(self._sample)
 
     def feed(self, data: bytes) -> None:
         """Take a piece from the provider. Raises: UnclearAnswer, from the decoder."""
@@ -159,6 +176,8 @@ class Down:
         body = self._scrubbed(body)
         if body:
             self.sent += len(body)
+            if self._sample is not None:
+                self._sample = sampled(self._sample, body)
             if self._reader is not None:
                 self._reader.feed(body)
             out.append(chunk(body) if self.chunked else body)
@@ -172,6 +191,8 @@ class Down:
     def _whole(self, head: bytes, body: bytes) -> bytes:
         """Give all of an answer that came at once: it is looked through once, and no end has to be held back."""
         self.sent = len(body)
+        if self._sample is not None:
+            self._sample = sampled(self._sample, body)
         if self._reader is not None:
             self._reader.feed(body)
             self._reader.finish()

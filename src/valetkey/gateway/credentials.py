@@ -43,7 +43,7 @@ class Placement:
 class Ready:
     """One account's credential, placed. `until` is on the monotonic clock."""
 
-    __slots__ = ("_placements", "access", "needles", "until")
+    __slots__ = ("_placements", "access", "needles", "scrubs", "until")
 
     def __init__(self, access: Access, until: float) -> None:
         self.access = access
@@ -51,6 +51,8 @@ class Ready:
         credential = access.credential
         secrets = () if credential is None else secrets_of(credential).values()
         self.needles = Needles(secret.reveal() for secret in secrets)
+        # What answers are looked through for; None where no credential went out.
+        self.scrubs = None if credential is None else self.needles
         self._placements: dict[str, Placement] = {}
 
     def placement(self, origin: str) -> Placement:

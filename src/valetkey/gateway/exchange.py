@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from valetkey.credential import secrets_of
 from valetkey.errors import NeedsLogin, NotLoggedIn, UnclearAnswer, ValetkeyError
-from valetkey.gateway import answers, outgoing, presented, scrub, usage
+from valetkey.gateway import answers, outgoing, presented, scrub
 from valetkey.gateway.answers import Answer
-from valetkey.gateway.body import MAX_HELD_BYTES, Down, Up
+from valetkey.gateway.body import MAX_HELD_BYTES, Down, Up, sampled
 from valetkey.gateway.connect import open_tunnel
 from valetkey.gateway.decide import Forward, Hold, Refuse
 from valetkey.gateway.message import (
@@ -93,6 +93,7 @@ class Exchange:
     _scrubber: Scrubber | None = None
     _letting_go: asyncio.TimerHandle | None = None
     _reader: UsageReader | None = None
+    _sent_body: list[bytes] | None = None
     _begun = 0.0
     _first_byte: float | None = None
     _status = 0
@@ -158,6 +159,8 @@ class Exchange:
     def body(self, data: bytes) -> None:
         """Take a piece of the body."""
         self.up.take(data)
+        if self.gateway.settings.keep_bodies:
+            self._sent_body = sampled(self._sent_body, data)
         limit = self.gateway.settings.max_body_bytes
         if self._waiting is not None:
             limit = min(limit or MAX_HELD_BYTES, MAX_HELD_BYTES)
@@ -315,6 +318,10 @@ class Exchange:
             if token is None and (token := presented.from_url(self.url)) is not None:
                 self.url = presented.without(self.url, token)
         ring = self.gateway.ring
+        if ring.failed is not None:
+            # Nobody can know which keys count: that is no fault of the client's.
+            self.answer(answers.of_error(ring.failed))
+            return None
         live = None if token is None else ring.resolve(token)
         if live is None or token is None:
             self.answer(answers.no_key(proxy=proxy, why=None if token is None else ring.why(token)))
@@ -466,7 +473,7 @@ class Exchange:
         """Begin the answer to the client."""
         self.up.drop()
         bodyless = self.is_head or status in (204, 304)
-        needles = None if self._ready is None or self._ready.access.credential is None else self._ready.needles
+        needles = None if self._ready is None else self._ready.scrubs
         lines, length = read.lines, read.length
         decoder: Decoder | None = None
         if needles is not None and not bodyless and read.encoding not in (b"", b"identity"):
@@ -492,10 +499,15 @@ class Exchange:
         head = b"%b%b%b\r\n" % (status_line(status), write_headers(lines), framing)
         plan = self.plan
         if plan is not None and status == 200 and not bodyless:
-            self._reader = usage.usage_reader(
-                dialect=plan.dialect, path=plan.path, content_type=read.content_type.decode("latin-1")
-            )
-        self.down = Down(head, chunked=chunked, needles=needles, decoder=decoder, reader=self._reader)
+            self._reader = plan.reader(read.content_type)
+        self.down = Down(
+            head,
+            chunked=chunked,
+            needles=needles,
+            decoder=decoder,
+            reader=self._reader,
+            keep=self.gateway.settings.keep_bodies,
+        )
         self._status = status
         self._first_byte = self.gateway.now() - self._begun
 
@@ -836,8 +848,8 @@ class Exchange:
                     None if reader is None else reader.model,
                     None if counted is None else counted.input_tokens,
                     None if counted is None else counted.output_tokens,
-                    None,
-                    None,
+                    None if self._sent_body is None else b"".join(self._sent_body),
+                    None if self.down is None else self.down.sample,
                 ),
             )
         )

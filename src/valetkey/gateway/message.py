@@ -313,7 +313,7 @@ def read_response(headers: list[Header]) -> ReadResponse | None:
             read.content_type = value
             read.lines.append(header)
         elif name == b"content-length":
-            if not _LENGTH.match(value):
+            if read.length is not None or not _LENGTH.match(value):
                 return None
             read.length = int(value)
         elif name == b"transfer-encoding":
@@ -327,6 +327,8 @@ def read_response(headers: list[Header]) -> ReadResponse | None:
             connection = value if connection is None else connection + b"," + value
         elif name not in _RESPONSE_DROPPED:
             read.lines.append(header)
+    if read.chunked and read.length is not None:
+        return None
     if connection is not None and connection not in (b"keep-alive", b"close", b"Keep-Alive"):
         gone = {token.strip().lower() for token in connection.split(b",")}
         read.lines = [line for line in read.lines if line[0] not in gone]

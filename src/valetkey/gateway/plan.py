@@ -11,8 +11,11 @@ from valetkey.errors import ProviderError
 from valetkey.gateway.decide import Decision, Forward, Hold, Refuse, RequestHead, decide
 from valetkey.gateway.message import DISGUISES
 from valetkey.gateway.route import read_target, route
+from valetkey.gateway.usage import UsageReader, usage_reader_for
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from valetkey.credential import CredentialRef
     from valetkey.gateway.ring import LiveKey
     from valetkey.provider import Provider, Rewrite
@@ -22,6 +25,8 @@ __all__ = ["Plan", "Planner", "Tunnel", "disguises"]
 
 # A key that asks for ever new addresses must not fill the memory.
 _MAX_KEPT = 4096
+# One path answers in one or two types; who makes up more gets no place for them.
+_MOST_TYPES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +48,7 @@ class Plan:
     """A decision, and what follows from it: where to connect, which lines to send, which words for the trace."""
 
     __slots__ = (
+        "_readers",
         "account",
         "counted",
         "decision",
@@ -94,9 +100,20 @@ class Plan:
         # For the trace.
         self.told = (self.account, method, self.host, self.path, way)
         self.dialect = "none" if provider is None else provider.api.dialect
+        self._readers: dict[bytes, Callable[[], UsageReader] | None] = {}
         self.target = b"" if target is None else target.path_and_query.encode("ascii")
         # The host in the form that was decided on. Never a compressed answer: it is looked into.
         self.rest = f" HTTP/1.1\r\nhost: {self.host}\r\naccept-encoding: identity\r\n".encode("ascii")
+
+    def reader(self, content_type: bytes) -> UsageReader | None:
+        """Give what reads model and counts out of an answer of this type; None where it has none."""
+        try:
+            make = self._readers[content_type]
+        except KeyError:
+            make = usage_reader_for(dialect=self.dialect, path=self.path, content_type=content_type.decode("latin-1"))
+            if len(self._readers) < _MOST_TYPES:
+                self._readers[content_type] = make
+        return None if make is None else make()
 
 
 class Planner:

@@ -28,7 +28,7 @@ from valetkey.gateway.metrics import Metrics
 from valetkey.gateway.operating import Operating, Parts
 from valetkey.gateway.place import Place
 from valetkey.gateway.ring import Ring
-from valetkey.gateway.server import Gateway
+from valetkey.gateway.server import Gateway, Limits
 from valetkey.gateway.telemetry import telemetry
 from valetkey.gateway.trace import Trace
 from valetkey.http import HttpClient
@@ -137,6 +137,7 @@ def assembled(config: Config, *, environ: Mapping[str, str], clock: Clock) -> Pa
         dialler=Dialler(ca_file=ca_file, environ=environ),
         approvals=approvals,
         clock=clock,
+        settings=Limits(keep_bodies=config.text("trace.bodies") == "on"),
     )
     return Parts(
         store=store,

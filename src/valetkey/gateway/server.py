@@ -39,7 +39,7 @@ class Limits:
 
     `head_seconds`: for the head of a request, and a TLS handshake. `idle_seconds`: for the next request.
     `response_seconds`: for the head of an answer; models think for minutes. `stream_seconds`: for the next byte of a
-    body, either way. `max_body_bytes` 0: no limit.
+    body, either way. `max_body_bytes` 0: no limit. `keep_bodies`: the trace gets the beginning of both bodies.
     """
 
     head_seconds: float = 10.0
@@ -47,6 +47,7 @@ class Limits:
     response_seconds: float = 600.0
     stream_seconds: float = 600.0
     max_body_bytes: int = 0
+    keep_bodies: bool = False
 
 
 class Gateway:
@@ -86,7 +87,6 @@ class Gateway:
         self._clock = clock
         self._dialler = dialler
         self._servers: list[asyncio.Server] = []
-        self._looked = False
         self._sweeping: asyncio.TimerHandle | None = None
         self._wall = (clock.monotonic(), clock.now().timestamp())
         self._quiet = asyncio.Event()
@@ -177,16 +177,9 @@ class Gateway:
     # --- the connections' side ---------------------------------------------------------------
 
     def look(self) -> None:
-        """See whether anybody has changed the store: once in each round of the loop, before anything is decided."""
-        if self._looked:
-            return
-        self._looked = True
-        self.loop.call_soon(self._look_again)
+        """See whether anybody has changed the store, before anything is decided."""
         if self.ring.changed(thorough=False):
             self.refresh()
-
-    def _look_again(self) -> None:
-        self._looked = False
 
     def begun(self) -> None:
         """Count a request."""

@@ -16,7 +16,7 @@ from valetkey.dialect import Usage
 from valetkey.dialects import anthropic_messages, gemini, openai_chat, openai_responses
 from valetkey.dialects.reading import fields
 
-__all__ = ["UsageReader", "usage_reader"]
+__all__ = ["UsageReader", "usage_reader", "usage_reader_for"]
 
 # Of an answer, and of one event: the last event of OpenAI's responses repeats instructions, tools and the whole answer.
 LIMIT_BYTES = 256 * 1024
@@ -95,10 +95,16 @@ def usage_reader(*, dialect: str, path: str, content_type: str) -> UsageReader |
     `dialect` is the provider's declared one. The path tells better what is spoken; at a provider whose dialect is
     "none", nothing is.
     """
+    make = usage_reader_for(dialect=dialect, path=path, content_type=content_type)
+    return None if make is None else make()
+
+
+def usage_reader_for(*, dialect: str, path: str, content_type: str) -> Callable[[], UsageReader] | None:
+    """Give what makes such readers."""
     form, streamed = _chosen(dialect, path, content_type)
     if form is None:
         return None
-    return _Events(form) if streamed else _Whole(form)
+    return functools.partial(_Events if streamed else _Whole, form)
 
 
 @functools.lru_cache(maxsize=1024)
