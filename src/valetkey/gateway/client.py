@@ -107,12 +107,13 @@ class ClientConnection(asyncio.Protocol):
             return
         if self.last is not None and self._line == b"" and not self.queue and self._repeated(self.last, data):
             return
+        beginning = False
         if self._line is not None:
             whole = self._request_line(data)
             if whole is None:
                 return
             data = whole
-        beginning = not self._seen and data[:2] != b"\r\n"
+            beginning = data[:2] != b"\r\n"
         self._seen += len(data)
         try:
             self._parser.feed_data(data)
@@ -144,8 +145,9 @@ class ClientConnection(asyncio.Protocol):
         if last.epoch != gateway.epoch or last.live.ended:
             self.last = None
             return False
-        body = last.body_in(data)
-        if body is None:
+        body = None if self._full else last.body_in(data)
+        limit = gateway.settings.max_body_bytes
+        if body is None or (limit and len(body) > limit):
             return False
         exchange = Exchange(self, last.method, last.url, last.version, last.keep_alive, last.headers, [])
         if body:
