@@ -6,7 +6,7 @@ import asyncio
 import threading
 from datetime import UTC, datetime, timedelta
 
-__all__ = ["START", "FakeClock"]
+__all__ = ["START", "FakeClock", "SteppedClock"]
 
 START = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
@@ -56,3 +56,27 @@ class FakeClock:
         with self._lock:
             self.waits.append(seconds)
         self.advance(seconds)
+
+
+class SteppedClock(FakeClock):
+    """Who sleeps here sleeps until the test has moved the clock far enough, in the loop of the sleepers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for `advance`."""
+        self.waits.append(seconds)
+        if seconds <= 0:
+            return
+        woken = asyncio.get_running_loop().create_future()
+        self._sleepers.append((self.monotonic() + seconds, woken))
+        await woken
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and wake up whose time it is."""
+        super().advance(seconds)
+        for end, woken in self._sleepers:
+            if self.monotonic() >= end and not woken.done():
+                woken.set_result(None)

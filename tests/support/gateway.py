@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -66,10 +66,15 @@ class Rows:
     """A trace in memory."""
 
     rows: list[Row] = field(default_factory=list)
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def add(self, row: Row) -> None:
         """Keep it."""
         self.rows.append(row)
+
+    def name_clients(self, names: Mapping[str, str]) -> None:
+        """Keep what clients are called."""
+        self.names = names
 
 
 class RunningGateway:

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.support.clock import START, FakeClock
+from tests.support.clock import START, FakeClock, SteppedClock
 from valetkey.credential import CredentialRef
 from valetkey.errors import UnknownApproval
 from valetkey.gateway.approvals import Approvals, Outcome
@@ -21,26 +21,6 @@ pytestmark = pytest.mark.anyio
 ACME = CredentialRef(provider="acme")
 TOKEN = "vk_" + "0" * 12 + "_" + "ab" * 32
 KEY = "sk-" + "waits" * 8
-
-
-class SteppedClock(FakeClock):
-    """Who sleeps here sleeps until the test has moved the clock far enough."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
-
-    async def sleep(self, seconds: float) -> None:
-        self.waits.append(seconds)
-        woken = asyncio.get_running_loop().create_future()
-        self._sleepers.append((self.monotonic() + seconds, woken))
-        await woken
-
-    def advance(self, seconds: float) -> None:
-        super().advance(seconds)
-        for end, woken in self._sleepers:
-            if self.monotonic() >= end and not woken.done():
-                woken.set_result(None)
 
 
 def client(id: str = "one") -> Client:

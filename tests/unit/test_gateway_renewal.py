@@ -446,10 +446,9 @@ class Slow:
 
 @pytest.mark.anyio
 async def test_what_was_asked_for_before_a_change_is_not_kept_after_it(scene: Scene) -> None:
-    what_happens: list[Callable[[], None]] = [lambda: found.forget(), lambda: None]
-    found: Credentials = Credentials(
-        cast("Broker", Slow(scene.running.broker, lambda: what_happens.pop(0)())), scene.clock
-    )
+    happens: list[Callable[[], None]] = []
+    found = Credentials(cast("Broker", Slow(scene.running.broker, lambda: happens.pop()())), scene.clock)
+    happens += [lambda: None, found.forget]
     await found.fetch(ACME)
     assert found.ready(ACME) is None
     await found.fetch(ACME)

@@ -334,7 +334,13 @@ class Exchange:
         live = self.live
         if live is None:
             return
-        verdict = await self.gateway.approvals.wait(hold, client=live.client, summary=self._summary())
+        approvals = self.gateway.approvals
+        full = approvals.no_room(live.client)
+        if full is not None:
+            # Nobody has denied it, and it is no limit of the key: the client may come back.
+            self.answer(answers.failed(429, "approvals_full", full, "decide on them first: `valetkey approvals list`"))
+            return
+        verdict = await approvals.wait(hold, client=live.client, summary=self._summary())
         if live.ended:
             self.answer(answers.no_key(proxy=False, why=_ENDED), close=True)
         elif verdict == "approved":

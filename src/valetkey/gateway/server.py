@@ -144,6 +144,8 @@ class Gateway:
         self.epoch += 1
         self.credentials.forget()
         self.planner.forget()
+        if self.trace is not None:
+            self.trace.name_clients({live.key.id: live.key.name for live in self.ring.live()})
         if not ended:
             return
         for connection in list(self.connections):
