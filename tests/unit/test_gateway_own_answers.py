@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gateway import Raw, acme, running_gateway
+from tests.support.gateway import KEY, Raw, acme, running_gateway
 from tests.support.rig import WAYS, Rig, Way, faults, rig
 from tests.support.upstream import Conversation, Upstream, answer, requests
 from valetkey.provider import Rewrite
