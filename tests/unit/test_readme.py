@@ -23,14 +23,18 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Give each `valetkey …` of a shell block, without comments and what is piped around it."""
+    """Give each `valetkey …` of blocks and text, without comments and what is piped around it."""
     found = []
     for block in blocks("sh"):
         for line in block.splitlines():
             match = re.search(r"(?:^|\| )valetkey ([^#|]*)", line)
             if match:
                 found.append(match[1].strip())
-    return found
+    for block in blocks("console"):
+        found += re.findall(r"^\$ .*?valetkey (.+)$", block, re.MULTILINE)
+    # In a sentence a command may stand for itself alone, or with words that are for the reader to put in.
+    prose = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
+    return found + re.findall(r"`valetkey ([^`]+)`", prose)
 
 
 @pytest.mark.parametrize("words", commands())

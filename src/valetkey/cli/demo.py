@@ -1,4 +1,4 @@
-"""`valetkey demo`: a real model answers by a stored credential, then by a valet key, in a home that is gone afterwards."""
+"""`valetkey demo`: a real model answers by a credential and by a valet key, in a home that is gone afterwards."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable, Container, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ __all__ = ["DRAIN_SECONDS", "Listening", "assembled", "harden", "serve"]
 DRAIN_SECONDS = 30.0
 # Revocation counts within a second, by whichever process it is done.
 _LOOK_SECONDS = 0.25
+_SWITCH_SECONDS = 0.0005
 # How often is looked whether we are still needed, in looks.
 _SELDOM = 8
 
@@ -78,6 +80,8 @@ def serve(
     `ready` is called once it answers. Raises: GatewayFailed where it cannot start; ConfigError, StoreError.
     """
     harden()
+    # The trace's thread gives the interpreter back after this; with Python's 5 ms a request may wait for that long.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     place = Place(config.paths, environ)
     place.claim()
     try:

@@ -67,6 +67,8 @@ class Cleaner:
     def __init__(self) -> None:
         self._texts = _Remembered(line)
         self._paths = _Remembered(lambda path: line(path.partition("?")[0].partition("#")[0]))
+        # Client, account, method, host, path, outcome, way and model of rows that stayed as they were.
+        self._clean: set[tuple[object, ...]] = set()
         self._generation = log.generation()
 
     def clean(self, rows: Iterable[Row]) -> list[Row]:
@@ -75,30 +77,49 @@ class Cleaner:
             self._generation = log.generation()
             self._texts.clear()
             self._paths.clear()
+            self._clean.clear()
+        return [row if self._is_clean(row) else self._cleaned(row) for row in rows]
+
+    def _is_clean(self, row: Row) -> bool:
+        """Say whether nothing in it has to be changed: the same words come again and again."""
+        return row[1:6] + row[7:9] + row[13:14] in self._clean and _plain(row)
+
+    def _cleaned(self, row: Row) -> Row:
         text, path = self._texts, self._paths
-        return [
-            Row(
-                row.at,
-                text[row.client],
-                text[row.account],
-                text[row.method],
-                text[row.host],
-                path[row.path],
-                row.status,
-                text[row.outcome],
-                text[row.way],
-                row.bytes_in,
-                row.bytes_out,
-                row.first_byte_ms,
-                row.duration_ms,
-                None if row.model is None else text[row.model],
-                None if row.input_tokens is None else min(row.input_tokens, _HIGHEST),
-                None if row.output_tokens is None else min(row.output_tokens, _HIGHEST),
-                None if row.request_body is None else _body(row.request_body),
-                None if row.response_body is None else _body(row.response_body),
-            )
-            for row in rows
-        ]
+        cleaned = Row(
+            row.at,
+            text[row.client],
+            text[row.account],
+            text[row.method],
+            text[row.host],
+            path[row.path],
+            row.status,
+            text[row.outcome],
+            text[row.way],
+            row.bytes_in,
+            row.bytes_out,
+            row.first_byte_ms,
+            row.duration_ms,
+            None if row.model is None else text[row.model],
+            None if row.input_tokens is None else min(row.input_tokens, _HIGHEST),
+            None if row.output_tokens is None else min(row.output_tokens, _HIGHEST),
+            None if row.request_body is None else _body(row.request_body),
+            None if row.response_body is None else _body(row.response_body),
+        )
+        if cleaned == row and _plain(row):
+            if len(self._clean) >= _REMEMBERED:
+                self._clean.clear()
+            self._clean.add(row[1:6] + row[7:9] + row[13:14])
+        return cleaned
+
+
+def _plain(row: Row) -> bool:
+    return (
+        row.request_body is None
+        and row.response_body is None
+        and (row.input_tokens or 0) <= _HIGHEST
+        and (row.output_tokens or 0) <= _HIGHEST
+    )
 
 
 class _Remembered(dict[str, str]):

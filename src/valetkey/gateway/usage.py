@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,7 +23,9 @@ LIMIT_BYTES = 256 * 1024
 # A server that names no model in the first events names none.
 _EVENTS_FOR_MODEL = 8
 _LONGEST_MODEL = 200
-_LONGEST_VALUE = 2048
+_NEAR_BYTES = 2048
+_MODEL = re.compile(rb'\s*:\s*"([ -!#-\[\]-~]{1,%d})"' % _LONGEST_MODEL)
+_NUMBER = re.compile(rb"\s*:\s*([0-9]{1,15})\s*[,}]")
 
 
 class UsageReader(Protocol):
@@ -52,9 +54,20 @@ class _Form:
     has_counts: re.Pattern[bytes]
     counts_mark: bytes
     model_mark: bytes
+    # Whose numbers add up to what went in and came out, the indispensable one first; none where only `read` knows.
+    inputs: tuple[bytes, ...]
+    outputs: tuple[bytes, ...]
 
 
-def _form(counts: str, model: str, read: Callable[[object], Usage | None], *, within: str | None = None) -> _Form:
+def _form(
+    counts: str,
+    model: str,
+    read: Callable[[object], Usage | None],
+    *,
+    within: str | None = None,
+    inputs: Sequence[str] = (),
+    outputs: Sequence[str] = (),
+) -> _Form:
     counts_mark, model_mark = (b'"%b"' % name.encode() for name in (counts, model))
     return _Form(
         within=within,
@@ -65,13 +78,31 @@ def _form(counts: str, model: str, read: Callable[[object], Usage | None], *, wi
         has_counts=re.compile(rb"%b\s*:\s*\{" % counts_mark),
         counts_mark=counts_mark,
         model_mark=model_mark,
+        inputs=tuple(b'"%b"' % name.encode() for name in inputs),
+        outputs=tuple(b'"%b"' % name.encode() for name in outputs),
     )
 
 
 _FORMS: Mapping[str, _Form] = {
-    "openai-chat": _form("usage", "model", openai_chat.usage_in),
-    "openai-responses": _form("usage", "model", openai_responses.usage_in, within="response"),
-    "anthropic-messages": _form("usage", "model", anthropic_messages.usage_in, within="message"),
+    "openai-chat": _form(
+        "usage", "model", openai_chat.usage_in, inputs=["prompt_tokens"], outputs=["completion_tokens"]
+    ),
+    "openai-responses": _form(
+        "usage",
+        "model",
+        openai_responses.usage_in,
+        within="response",
+        inputs=["input_tokens"],
+        outputs=["output_tokens"],
+    ),
+    "anthropic-messages": _form(
+        "usage",
+        "model",
+        anthropic_messages.usage_in,
+        within="message",
+        inputs=["input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"],
+        outputs=["output_tokens"],
+    ),
     "gemini": _form("usageMetadata", "modelVersion", gemini.usage_in),
 }
 # How the paths end on which models answer, and what is spoken there, whatever else the provider speaks.
@@ -158,11 +189,14 @@ class _Whole:
         at, model_at = find(form.counts_mark), find(form.model_mark)
         if at < 0 or model_at < 0 or find(form.counts_mark, at + 1) >= 0 or find(form.model_mark, model_at + 1) >= 0:
             return False
-        model = _value_at(document, model_at + len(form.model_mark))
-        usage = form.read(_value_at(document, at + len(form.counts_mark)))
-        if usage is None or not isinstance(model, str):
+        model = _MODEL.match(document, model_at + len(form.model_mark))
+        if model is None or form.has_counts.match(document, at) is None:
             return False
-        self.usage, self.model = usage, model[:_LONGEST_MODEL] or None
+        input_tokens, output_tokens = _sum_of(document, form.inputs, at), _sum_of(document, form.outputs, at)
+        if input_tokens is None or output_tokens is None:
+            return False
+        self.usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
+        self.model = model[1].decode("ascii")
         return True
 
 
@@ -234,17 +268,22 @@ def _take_from(reader: _Whole | _Events, form: _Form, holder: Mapping[str, objec
         reader.usage = usage.merged(reader.usage)
 
 
-_decoder = json.JSONDecoder()
-_decode, _decode_first = _decoder.decode, _decoder.raw_decode
+def _sum_of(document: bytes, names: tuple[bytes, ...], at: int) -> int | None:
+    """Add up the numbers behind these names, near `at`; None where the first is not there, or one is no plain number."""
+    total = 0
+    for name in names:
+        begin = document.find(name, at, at + _NEAR_BYTES)
+        if begin >= 0:
+            number = _NUMBER.match(document, begin + len(name))
+            if number is None:
+                return None
+            total += int(number[1])
+        elif name is names[0]:
+            return None
+    return total if names else None
 
 
-def _value_at(document: bytes, at: int) -> object:
-    """Give the value behind a name; None where it is none, or long. Its texts are right where they are ASCII."""
-    try:
-        value: object = _decode_first(document[at : at + _LONGEST_VALUE].decode("latin-1").lstrip(" \t\r\n:"))[0]
-    except (ValueError, RecursionError):
-        return None
-    return value
+_decode = json.JSONDecoder().decode
 
 
 def _decoded(document: bytes) -> object:
