@@ -140,7 +140,10 @@ def scene(tmp_path: Path, clock: FakeClock) -> Iterator[Scene]:
                 talk.send(answer(b"no", status=403))
             elif not known or request.target == "/never":
                 found[0].on_refusal()
-                talk.send(answer(REFUSAL, status=401))
+                if request.method == "HEAD":  # tells what GET would be answered with, however long that is
+                    talk.send(b"HTTP/1.1 401 X\r\ncontent-length: 1000000\r\n\r\n")
+                else:
+                    talk.send(answer(REFUSAL, status=401))
             elif request.target == "/socket":
                 talk.send(b"HTTP/1.1 101 X\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\r\n" + b"\x81\x02hi")
                 talk.wait()
