@@ -86,7 +86,7 @@ def open_access(broker: Broker, name: str, *, paths: Paths, environ: Mapping[str
             grants=[ref],
             catalogue=broker.catalogue,
             environ=environ,
-            name=f"{os.path.basename(sys.argv[0] or 'python')[:60]} {os.getpid()} {ref}",
+            name=f"{_program()} {os.getpid()} {ref}",
             expires_at=broker.clock.now() + _LIFE,
         )
         serving.poke(home)
@@ -105,6 +105,11 @@ def open_access(broker: Broker, name: str, *, paths: Paths, environ: Mapping[str
         if len(_kept) == 1:
             atexit.register(_end_all, os.getpid())
         return access
+
+
+def _program() -> str:
+    name = os.path.basename(sys.argv[0] if sys.argv else "")[:60]
+    return name if name.isprintable() and name not in ("", "-", "-c", "-m") else "python"
 
 
 def _end_all(pid: int) -> None:

@@ -122,6 +122,30 @@ SETTINGS = (
         description="A file to log to, made with mode 0600, in place of standard error.",
     ),
     Setting(
+        key="gateway.response_seconds",
+        kind="seconds",
+        default=600,
+        description="How long the gateway waits for the head of a provider's answer.",
+    ),
+    Setting(
+        key="gateway.stream_seconds",
+        kind="seconds",
+        default=600,
+        description="How long the gateway waits for the next byte of a body, either way.",
+    ),
+    Setting(
+        key="gateway.total_seconds",
+        kind="seconds",
+        default=86400,
+        description="How long a request and its answer may take in all.",
+    ),
+    Setting(
+        key="gateway.max_body_bytes",
+        kind="count",
+        default=None,
+        description="How long the body of a request may be; without it there is no limit.",
+    ),
+    Setting(
         key="trace.keep_days",
         kind="count",
         default=14,

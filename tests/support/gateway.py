@@ -73,8 +73,8 @@ class Rows:
         self.rows.append(row)
 
     def name_clients(self, names: Mapping[str, str]) -> None:
-        """Keep what clients are called."""
-        self.names = names
+        """Take what clients are called."""
+        self.names = dict(names)
 
 
 class RunningGateway:

@@ -78,6 +78,7 @@ def create(
         }
     )
     state.say(token.reveal())
+    state.hint_at_gateway()
     if state.on_terminal:
         _say_how(state, made, [(str(ref), address) for ref, address in addresses.items()])
 
@@ -90,6 +91,7 @@ def _say_how(state: State, made: ValetKey, addresses: list[tuple[str, str]]) -> 
         state.say(f"  {name:<{width}}  {address}")
     proxy = state.gateway_url.replace("://", "://x:KEY@", 1)
     state.say(f"Or, with KEY being it, as its proxy: HTTPS_PROXY={proxy}")
+    state.say("  (what it talks to through the proxy is looked into: let it trust `valetkey ca export`)")
     state.say(f"To end it: valetkey key revoke {made.id}")
 
 

@@ -58,6 +58,8 @@ def setup(
     through = gateway or gateway_url is not None or chosen.NEEDS_GATEWAY
     wish = _wish(state, accounts, (gateway_url or state.gateway_url) if through else None, profile)
     _carry_out(state, name, chosen, wish, yes=yes)
+    if through and gateway_url is None:
+        state.hint_at_gateway()
 
 
 def _wish(state: State, accounts: tuple[str, ...], gateway: str | None, profile: str | None) -> Wish:

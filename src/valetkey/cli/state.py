@@ -223,6 +223,13 @@ class State:
             accounts_here=self.config.accounts_here(Path.cwd()),
         )
 
+    def hint_at_gateway(self) -> None:
+        """Say, where no gateway runs, how to start one."""
+        from valetkey import serving
+
+        if serving.running(str(self.paths.home)) is None:
+            self.note("no gateway runs yet: start it with `valetkey up`")
+
     @property
     def gateway_url(self) -> str:
         """The address of the gateway that runs, else the one where it would listen: with port 0, nobody knows yet."""

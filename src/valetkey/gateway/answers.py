@@ -14,6 +14,7 @@ from valetkey.gateway.message import status_line
 
 __all__ = ["Answer", "failed", "no_key", "of_error", "refused", "too_many"]
 
+_LINE = "if that is what you want, add the line to the policy's file, and make a new key with it"
 _HINTS = {
     "malformed": "send it in plain HTTP/1.1",
     "unknown_provider": "use http://HOST:PORT/PROVIDER/… with a provider that the key was granted",
@@ -21,8 +22,8 @@ _HINTS = {
     "plain_http": "use https",
     "address_refused": "grant an account that is for this address",
     "method_refused": "send it without",
-    "off_limits": "add the line to the policy of the key, if that is what you want",
-    "denied": "add the line to the policy of the key, if that is what you want",
+    "off_limits": _LINE,
+    "denied": _LINE,
 }
 
 
@@ -35,7 +36,9 @@ class Answer:
         self.status = status
         self.code = code
         told = {name: value for name, value in error.items() if value is not None}
-        self.body = json.dumps({"type": "error", "error": {"type": f"valetkey_{code}", "code": code, **told}}).encode()
+        self.body = json.dumps(
+            {"type": "error", "error": {"type": f"valetkey_{code}", "code": code, **told}}, ensure_ascii=False
+        ).encode()
         self.headers = headers
 
     def head(self, *, keep_alive: bool) -> bytes:
@@ -93,7 +96,10 @@ def refused(decision: Refuse) -> Answer:
 def no_key(*, proxy: bool, why: str | None) -> Answer:
     """Give the answer to a client that shows no valet key, or none that counts: `why` says so."""
     message = why or "the request shows no valet key"
-    hint = "make one with `valetkey key create --grant PROVIDER`"
+    if why is not None:
+        hint = "see `valetkey key list --all`, or make one with `valetkey key create --grant PROVIDER`"
+    else:
+        hint = "make one with `valetkey key create --grant PROVIDER`"
     if proxy:
         hint += ", and put it into the proxy's address: http://x:KEY@HOST:PORT"
         headers = b'proxy-authenticate: Basic realm="valetkey"\r\n'

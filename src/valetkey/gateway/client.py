@@ -290,6 +290,11 @@ class ClientConnection(asyncio.Protocol):
         self.queue.clear()
         self.transport = None
 
+    def too_long(self, now: float) -> bool:
+        """Say whether the request in front has taken too long in all, though something always came."""
+        front = self.queue[0] if self.queue and not self.relaying else None
+        return front is not None and front.started and now - front.begun > self.gateway.settings.total_seconds
+
     def timed_out(self) -> None:
         """End what has waited too long."""
         if self.queue and self.queue[0].started and not self.closing:

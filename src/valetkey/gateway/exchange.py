@@ -94,7 +94,7 @@ class Exchange:
     _letting_go: asyncio.TimerHandle | None = None
     _reader: UsageReader | None = None
     _sent_body: list[bytes] | None = None
-    _begun = 0.0
+    begun = 0.0
     _first_byte: float | None = None
     _status = 0
     _outcome = "ok"
@@ -207,7 +207,7 @@ class Exchange:
         """Decide on the request, and send it on or answer it."""
         gateway = self.gateway
         self.started = True
-        self._begun = gateway.now()
+        self.begun = gateway.now()
         self._wait(gateway.settings.response_seconds)
         gateway.begun()
         try:
@@ -257,7 +257,7 @@ class Exchange:
         """Do what was decided on the same head before."""
         gateway = self.gateway
         self.started = True
-        self._begun = gateway.now()
+        self.begun = gateway.now()
         self.client.deadline = gateway.tick + gateway.settings.response_seconds
         gateway.begun()
         self._repeat, self.head, self.live, self.plan = repeat, repeat.head, repeat.live, repeat.plan
@@ -284,7 +284,7 @@ class Exchange:
     def _admit(self, live: LiveKey, plan: Plan) -> None:
         """Count it against the key's limits, and go on."""
         if plan.counted:
-            wait = live.meter.admit(self._begun)
+            wait = live.meter.admit(self.begun)
             if wait is not None:
                 self.answer(answers.too_many(wait))
                 return
@@ -369,7 +369,7 @@ class Exchange:
         else:
             repeat = self._repeat
             ready = None if repeat is None else repeat.ready
-            if ready is None or self._begun >= ready.until:
+            if ready is None or self.begun >= ready.until:
                 ready = self.gateway.credentials.ready(plan.ref)
             if ready is None:
                 self._spawn(self._fetch_and_send(plan))
@@ -509,7 +509,7 @@ class Exchange:
             keep=self.gateway.settings.keep_bodies,
         )
         self._status = status
-        self._first_byte = self.gateway.now() - self._begun
+        self._first_byte = self.gateway.now() - self.begun
 
     def response_body(self, data: bytes) -> None:
         """Take a piece of the answer's body."""
@@ -667,7 +667,7 @@ class Exchange:
             )
         )
         self._status = 101
-        self._first_byte = self.gateway.now() - self._begun
+        self._first_byte = self.gateway.now() - self.begun
         if self._ready is not None:
             self._scrubber = Scrubber(self._ready.needles)
         self.down = Down(b"", chunked=False)
@@ -742,7 +742,7 @@ class Exchange:
             return
         keep = self.keep_alive and not close and self.up.complete and self.method != b"CONNECT"
         self._status = answer.status
-        self._first_byte = self.gateway.now() - self._begun
+        self._first_byte = self.gateway.now() - self.begun
         self.down = Down(answer.head(keep_alive=keep), chunked=False)
         if not self.is_head:
             self.down.feed(answer.body)
@@ -789,7 +789,7 @@ class Exchange:
     def opened(self) -> None:
         """Take it that a tunnel is open."""
         self._status = 200
-        self._first_byte = self.gateway.now() - self._begun
+        self._first_byte = self.gateway.now() - self.begun
 
     def record(self, outcome: str) -> None:
         """Put into the trace what became of a tunnel that was taken over."""
@@ -832,19 +832,19 @@ class Exchange:
             _made(
                 Row,
                 (
-                    gateway.wall(self._begun),
+                    gateway.wall(self.begun),
                     "" if live is None else live.key.id,
                     account,
                     method or self.method.decode("latin-1"),
                     host,
-                    path,
+                    path if plan is not None else self._asked(),
                     self._status,
                     self._outcome,
                     way or self._way(),
                     self.up.received,
                     0 if self.down is None else self.down.sent,
                     None if first is None else first * 1000,
-                    (now - self._begun) * 1000,
+                    (now - self.begun) * 1000,
                     None if reader is None else reader.model,
                     None if counted is None else counted.input_tokens,
                     None if counted is None else counted.output_tokens,
@@ -853,6 +853,10 @@ class Exchange:
                 ),
             )
         )
+
+    def _asked(self) -> str:
+        """Give what was asked for by whom nobody knows."""
+        return self.url.partition(b"?")[0].decode("latin-1")
 
     def _way(self) -> str:
         if self.client.tunnel is not None:

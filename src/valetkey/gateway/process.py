@@ -17,9 +17,9 @@ from typing import Any
 
 from valetkey.broker import Broker
 from valetkey.clock import Clock
-from valetkey.config import Config
+from valetkey.config import Config, Paths
 from valetkey.credential import Secret
-from valetkey.errors import GatewayFailed, StoreLocked
+from valetkey.errors import AuthorityBroken, GatewayFailed, StoreLocked, WrongMode
 from valetkey.gateway.ahead import Ahead
 from valetkey.gateway.approvals import Approvals
 from valetkey.gateway.authority import Authority
@@ -137,11 +137,17 @@ def assembled(config: Config, *, environ: Mapping[str, str], clock: Clock) -> Pa
         broker=broker,
         ring=ring,
         trace=trace,
-        authority=Authority(config.paths, clock),
+        authority=_authority(config.paths, clock),
         dialler=Dialler(ca_file=ca_file, environ=environ),
         approvals=approvals,
         clock=clock,
-        settings=Limits(keep_bodies=config.text("trace.bodies") == "on"),
+        settings=Limits(
+            response_seconds=config.seconds("gateway.response_seconds"),
+            stream_seconds=config.seconds("gateway.stream_seconds"),
+            total_seconds=config.seconds("gateway.total_seconds"),
+            max_body_bytes=config.count("gateway.max_body_bytes") if config.value("gateway.max_body_bytes") else 0,
+            keep_bodies=config.text("trace.bodies") == "on",
+        ),
     )
     return Parts(
         store=store,
@@ -166,6 +172,17 @@ class _Ids(Container[str]):
         if name not in self._known:
             self._known = set(self._catalogue.ids())
         return name in self._known
+
+
+def _authority(paths: Paths, clock: Clock) -> Authority | None:
+    """Open the certificate authority, so that its file is there for tools; without it there is the base URL still."""
+    authority = Authority(paths, clock)
+    try:
+        authority.open()
+    except (AuthorityBroken, WrongMode, OSError) as error:
+        log.error("requests through the proxy cannot be looked into: %s", error)
+        return None
+    return authority
 
 
 def _passphrase(environ: Mapping[str, str]) -> Callable[[], Secret]:

@@ -39,13 +39,15 @@ class Limits:
 
     `head_seconds`: for the head of a request, and a TLS handshake. `idle_seconds`: for the next request.
     `response_seconds`: for the head of an answer; models think for minutes. `stream_seconds`: for the next byte of a
-    body, either way. `max_body_bytes` 0: no limit. `keep_bodies`: the trace gets the beginning of both bodies.
+    body, either way. `total_seconds`: for a request and its answer, but for what is relayed. `max_body_bytes` 0: no
+    limit. `keep_bodies`: the trace gets the beginning of both bodies.
     """
 
     head_seconds: float = 10.0
     idle_seconds: float = 75.0
     response_seconds: float = 600.0
     stream_seconds: float = 600.0
+    total_seconds: float = 86400.0
     max_body_bytes: int = 0
     keep_bodies: bool = False
 
@@ -203,7 +205,8 @@ class Gateway:
         protocol: UpstreamConnection
         _, protocol = await self._dialler.dial(
             lambda: UpstreamConnection(self.pool, plan.pool_key),
-            scheme="tunnel" if tunnel else plan.scheme,
+            # What gets no credential may go anywhere that is public, as the client would go by itself.
+            scheme="tunnel" if tunnel or plan.ref is None else plan.scheme,
             host=plan.host_name,
             port=plan.port,
             near_allowed=plan.near,
@@ -218,7 +221,7 @@ class Gateway:
         self.tick = now = self.now()
         self._wall = (now, self._clock.now().timestamp())
         for connection in list(self.connections):
-            if connection.deadline < now:
+            if connection.deadline < now or connection.too_long(now):
                 connection.timed_out()
         self.pool.sweep()
 

@@ -269,7 +269,7 @@ def _take_from(reader: _Whole | _Events, form: _Form, holder: Mapping[str, objec
 
 
 def _sum_of(document: bytes, names: tuple[bytes, ...], at: int) -> int | None:
-    """Add up the numbers behind these names, near `at`; None where the first is not there, or one is no plain number."""
+    """Add up the numbers behind these names, near `at`; None without the first, or where one is no plain number."""
     total = 0
     for name in names:
         begin = document.find(name, at, at + _NEAR_BYTES)
