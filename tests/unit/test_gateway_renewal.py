@@ -140,7 +140,14 @@ def scene(tmp_path: Path, clock: FakeClock) -> Iterator[Scene]:
                 talk.send(answer(b"no", status=403))
             elif not known or request.target == "/never":
                 found[0].on_refusal()
-                talk.send(answer(REFUSAL, status=401))
+                if request.method == "HEAD":  # tells what GET would be answered with, however long that is
+                    talk.send(b"HTTP/1.1 401 X\r\ncontent-length: 1000000\r\n\r\n")
+                else:
+                    talk.send(answer(REFUSAL, status=401))
+            elif request.target == "/socket":
+                talk.send(b"HTTP/1.1 101 X\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\r\n" + b"\x81\x02hi")
+                talk.wait()
+                return
             elif request.target == "/events":
                 talk.send(b"HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
                 for number in range(3):
@@ -267,6 +274,35 @@ def test_a_body_that_is_still_coming_is_not_sent_again(tmp_path: Path, clock: Fa
             status, headers, body = client.answer()
             assert (status, headers["connection"], body) == (401, "close", REFUSAL)
         assert (len(heads), scene.renewals) == (1, 0)
+
+
+def test_a_websocket_is_asked_for_once_more(scene: Scene) -> None:
+    old = scene.log_in(good=False)
+    scene.renews()
+    upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n"
+    with scene.raw() as client:
+        status, _ = client.send(scene.request(path="/socket", more=upgrade)).head()
+        assert (status, client.exactly(4)) == (101, b"\x81\x02hi")
+    assert scene.tokens() == [old, scene.made[0]]
+
+
+def test_requests_behind_a_renewal_keep_their_order(scene: Scene) -> None:
+    old = scene.log_in(good=False)
+    scene.renews()
+    with scene.raw() as client:
+        client.send(b"".join(scene.request("POST", "/x", b"x" * size) for size in (1, 2, 3)))
+        assert [client.answer()[::2] for _ in range(3)] == [(200, b"1"), (200, b"2"), (200, b"3")]
+    assert scene.tokens() == [old, *[scene.made[0]] * 3]
+
+
+def test_a_client_that_waits_for_100_is_told_once(scene: Scene) -> None:
+    old = scene.log_in(good=False)
+    scene.renews()
+    with scene.raw() as client:
+        client.send(scene.request("POST", more="Expect: 100-continue\r\nContent-Length: 3\r\n"))
+        assert client.head()[0] == 100
+        assert client.send(b"abc").answer()[::2] == (200, b"3")
+    assert scene.tokens() == [old, scene.made[0]]
 
 
 # --- passed on -------------------------------------------------------------------------------
