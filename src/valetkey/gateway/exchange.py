@@ -856,7 +856,9 @@ class Exchange:
 
     def _asked(self) -> str:
         """Give what was asked for by whom nobody knows."""
-        return self.url.partition(b"?")[0].decode("latin-1")
+        # A user and password before a CONNECT's host are in no URL, and not taken out as such.
+        asked = self.url.rpartition(b"@")[2] if self.method == b"CONNECT" else self.url
+        return asked.partition(b"?")[0].decode("latin-1")
 
     def _way(self) -> str:
         if self.client.tunnel is not None:
