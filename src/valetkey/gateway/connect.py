@@ -72,4 +72,4 @@ async def _pass_through(exchange: Exchange, plan: Plan) -> None:
     exchange.opened()
     exchange.down = Down(b"", chunked=False)
     exchange.client.write(_OPEN)
-    exchange.relay()
+    exchange.begin_relay()

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from valetkey.credential import secrets_of
 from valetkey.errors import NeedsLogin, NotLoggedIn, UnclearAnswer, ValetkeyError
-from valetkey.gateway import answers, outgoing, presented, scrub
+from valetkey.gateway import admission, answers, incoming, outgoing
 from valetkey.gateway.answers import Answer
 from valetkey.gateway.body import MAX_HELD_BYTES, Down, Up, sampled
 from valetkey.gateway.connect import open_tunnel
 from valetkey.gateway.decide import Forward, Hold, Refuse
+from valetkey.gateway.entry import row_of
 from valetkey.gateway.message import (
     Header,
     Problem,
@@ -30,15 +31,15 @@ from valetkey.gateway.message import (
     write_headers,
 )
 from valetkey.gateway.plan import disguises
+from valetkey.gateway.relay import Relay
 from valetkey.gateway.repeat import Repeat
-from valetkey.gateway.scrub import Decoder, Scrubber
-from valetkey.gateway.trace import Row
 
 if TYPE_CHECKING:
     from valetkey.gateway.client import ClientConnection
     from valetkey.gateway.credentials import Ready
     from valetkey.gateway.plan import Plan
     from valetkey.gateway.ring import LiveKey
+    from valetkey.gateway.scrub import Needles
     from valetkey.gateway.upstream import UpstreamConnection
     from valetkey.gateway.usage import UsageReader
 
@@ -48,13 +49,10 @@ log = logging.getLogger(__name__)
 
 # A 401 is kept back while the login is renewed; a longer one is passed on.
 _MAX_KEPT_ANSWER = 64 * 1024
-_ENDED = "the valet key has ended"
 # A body that is not wanted yet stops the reading at this.
 _MAX_WAITING_BYTES = 64 * 1024
 # RFC 9110 section 9.2.2: what may be sent again when a kept connection turns out to be dead.
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
-# A Row in half the time of its own constructor.
-_made = tuple.__new__
 # A client that has closed its half may be gone altogether: so long it is waited for (seconds).
 _HALF_CLOSED_SECONDS = 5.0
 # A frame may end in what a secret begins with, and the other side wait for all of it before it says more.
@@ -90,13 +88,12 @@ class Exchange:
     _kept: tuple[int, ReadResponse] | None = None
     _kept_body: tuple[bytes, ...] = ()
     _replaced: Answer | None = None
-    _scrubber: Scrubber | None = None
-    _letting_go: asyncio.TimerHandle | None = None
-    _reader: UsageReader | None = None
-    _sent_body: list[bytes] | None = None
+    relay: Relay | None = None
+    reader: UsageReader | None = None
+    sent_body: list[bytes] | None = None
     begun = 0.0
     _first_byte: float | None = None
-    _status = 0
+    status = 0
     _outcome = "ok"
     _finished = False
     _renewed = False
@@ -160,7 +157,7 @@ class Exchange:
         """Take a piece of the body."""
         self.up.take(data)
         if self.gateway.settings.keep_bodies:
-            self._sent_body = sampled(self._sent_body, data)
+            self.sent_body = sampled(self.sent_body, data)
         limit = self.gateway.settings.max_body_bytes
         if self._waiting is not None:
             limit = min(limit or MAX_HELD_BYTES, MAX_HELD_BYTES)
@@ -296,38 +293,12 @@ class Exchange:
 
     def _who(self, head: ReadHead) -> LiveKey | None:
         """Find the key that the client shows; answers where there is none that counts."""
-        tunnel = self.client.tunnel
-        if tunnel is not None:
-            if tunnel.live.ended:
-                self.answer(answers.no_key(proxy=True, why=_ENDED), close=True)
-                return None
-            for _, value in head.credentials:
-                if b"vk_" in value and tunnel.live.marker not in value:
-                    told = answers.failed(
-                        403, "foreign_key", "the request shows another valet key than its tunnel", "use one of them"
-                    )
-                    self.answer(told)
-                    return None
-            self.token = tunnel.token
-            return tunnel.live
-        proxy = not self.url.startswith(b"/")
-        if proxy:
-            token = presented.from_proxy(head.proxy_authorization)
-        else:
-            token = presented.from_headers(head.credentials)
-            if token is None and (token := presented.from_url(self.url)) is not None:
-                self.url = presented.without(self.url, token)
-        ring = self.gateway.ring
-        if ring.failed is not None:
-            # Nobody can know which keys count: that is no fault of the client's.
-            self.answer(answers.of_error(ring.failed))
+        found = admission.identify(head, self.url, tunnel=self.client.tunnel, ring=self.gateway.ring)
+        if isinstance(found, Answer):
+            self.answer(found)
             return None
-        live = None if token is None else ring.resolve(token)
-        if live is None or token is None:
-            self.answer(answers.no_key(proxy=proxy, why=None if token is None else ring.why(token)))
-            return None
-        self.token = token
-        return live
+        self.token, self.url = found.token, found.url
+        return found.live
 
     async def _held(self, hold: Hold) -> None:
         """Wait until a person has decided."""
@@ -342,7 +313,7 @@ class Exchange:
             return
         verdict = await approvals.wait(hold, client=live.client, summary=self._summary())
         if live.ended:
-            self.answer(answers.no_key(proxy=False, why=_ENDED), close=True)
+            self.answer(answers.no_key(proxy=False, why=admission.ENDED), close=True)
         elif verdict == "approved":
             self._go()
         else:
@@ -473,42 +444,25 @@ class Exchange:
         """Begin the answer to the client."""
         self.up.drop()
         bodyless = self.is_head or status in (204, 304)
-        needles = None if self._ready is None else self._ready.scrubs
-        lines, length = read.lines, read.length
-        decoder: Decoder | None = None
-        if needles is not None and not bodyless and read.encoding not in (b"", b"identity"):
-            decoder = scrub.decoder(read.encoding.decode("latin-1"))
-            if decoder is None:
-                self._refuse_answer("its answer is compressed in a way that cannot be looked into")
-                return
-            lines = [line for line in lines if line[0] != b"content-encoding"]
-            length = None
-        chunked = False
-        if length is not None and status != 204 and not read.chunked:
-            framing = b"content-length: %d\r\n" % length
-        elif bodyless:
-            framing = b""
-        else:
-            # What HTTP/1.0 is not told the length of ends with the connection.
-            chunked = self.version == "1.1"
-            framing = b"transfer-encoding: chunked\r\n" if chunked else b""
-        if not self.keep_alive or not self.up.complete or self.gateway.draining:
+        if not self.up.complete or self.gateway.draining:
             # An answer before the end of the request is mostly a refusal: nobody knows whether the rest comes.
             self.keep_alive = False
-            framing += b"connection: close\r\n"
-        head = b"%b%b%b\r\n" % (status_line(status), write_headers(lines), framing)
-        plan = self.plan
-        if plan is not None and status == 200 and not bodyless:
-            self._reader = plan.reader(read.content_type)
-        self.down = Down(
-            head,
-            chunked=chunked,
-            needles=needles,
-            decoder=decoder,
-            reader=self._reader,
+        if self.plan is not None and status == 200 and not bodyless:
+            self.reader = self.plan.reader(read.content_type)
+        self.down = incoming.begun(
+            status,
+            read,
+            bodyless=bodyless,
+            chunks=self.version == "1.1",
+            close=not self.keep_alive,
+            needles=None if self._ready is None else self._ready.scrubs,
+            reader=self.reader,
             keep=self.gateway.settings.keep_bodies,
         )
-        self._status = status
+        if self.down is None:
+            self._refuse_answer("its answer is compressed in a way that cannot be looked into")
+            return
+        self.status = status
         self._first_byte = self.gateway.now() - self.begun
 
     def response_body(self, data: bytes) -> None:
@@ -634,8 +588,8 @@ class Exchange:
             return
         self.upstream = None
         if self.client.relaying:
-            if self._scrubber is not None:
-                self.client.write(self._scrubber.finish())
+            if self.relay is not None:
+                self.relay.finish()
             self._finish(keep_alive=False)
             return
         if (self.down is not None or self._kept is not None or self._replaced is not None) and (
@@ -666,16 +620,14 @@ class Exchange:
                 b"%b%bconnection: Upgrade\r\nupgrade: websocket\r\n\r\n" % (status_line(101), write_headers(read.lines))
             )
         )
-        self._status = 101
+        self.status = 101
         self._first_byte = self.gateway.now() - self.begun
-        if self._ready is not None:
-            self._scrubber = Scrubber(self._ready.needles)
-        self.down = Down(b"", chunked=False)
-        self.relay()
+        self.begin_relay(None if self._ready is None else self._ready.needles)
         return True
 
-    def relay(self) -> None:
+    def begin_relay(self, needles: Needles | None = None) -> None:
         """Pass bytes on from here on, and those first that came too early."""
+        self.relay = Relay(self.gateway.loop, self.client, self.upstream, needles)
         self.client.relaying = True
         rest, self.leftover = self.leftover, b""
         if rest:
@@ -685,26 +637,15 @@ class Exchange:
     def relay_up(self, data: bytes) -> None:
         """Pass bytes on to the provider."""
         self.up.received += len(data)
-        if self.upstream is not None:
-            self.upstream.write(data)
+        if self.relay is not None:
+            self.relay.up(data)
             self._alive()
 
     def relay_down(self, data: bytes) -> None:
         """Pass bytes on to the client."""
-        if self._scrubber is not None:
-            data = self._scrubber.feed(data)
-            if self._scrubber.holds and self._letting_go is None:
-                self._letting_go = self.gateway.loop.call_later(_HELD_SECONDS, self._let_go)
-        if self.down is not None:
-            self.down.sent += len(data)
-        self.client.write(data)
-        self._alive()
-
-    def _let_go(self) -> None:
-        """Send on the end of a frame that may have been the beginning of a secret: the rest would have come by now."""
-        self._letting_go = None
-        if self._scrubber is not None and not self._finished:
-            self.client.write(self._scrubber.finish())
+        if self.relay is not None:
+            self.relay.down(data)
+            self._alive()
 
     # --- back-pressure ---------------------------------------------------------------------------
 
@@ -741,7 +682,7 @@ class Exchange:
             self._finish(keep_alive=False, cut=True)
             return
         keep = self.keep_alive and not close and self.up.complete and self.method != b"CONNECT"
-        self._status = answer.status
+        self.status = answer.status
         self._first_byte = self.gateway.now() - self.begun
         self.down = Down(answer.head(keep_alive=keep), chunked=False)
         if not self.is_head:
@@ -788,7 +729,7 @@ class Exchange:
 
     def opened(self) -> None:
         """Take it that a tunnel is open."""
-        self._status = 200
+        self.status = 200
         self._first_byte = self.gateway.now() - self.begun
 
     def record(self, outcome: str) -> None:
@@ -819,51 +760,22 @@ class Exchange:
             self.client.answered(self, keep_alive=keep_alive)
 
     def _record(self) -> None:
-        gateway, plan, reader, live = self.gateway, self.plan, self._reader, self.live
+        gateway, reader, live = self.gateway, self.reader, self.live
         counted = None if reader is None else reader.usage
         if self.admitted and live is not None:
             live.meter.done(0 if counted is None else counted.input_tokens + counted.output_tokens)
         if gateway.trace is None:
             return
-        now = gateway.now()
-        first = self._first_byte
-        account, method, host, path, way = ("", "", "", "", "") if plan is None else plan.told
         gateway.trace.add(
-            _made(
-                Row,
-                (
-                    gateway.wall(self.begun),
-                    "" if live is None else live.key.id,
-                    account,
-                    method or self.method.decode("latin-1"),
-                    host,
-                    path if plan is not None else self._asked(),
-                    self._status,
-                    self._outcome,
-                    way or self._way(),
-                    self.up.received,
-                    0 if self.down is None else self.down.sent,
-                    None if first is None else first * 1000,
-                    (now - self.begun) * 1000,
-                    None if reader is None else reader.model,
-                    None if counted is None else counted.input_tokens,
-                    None if counted is None else counted.output_tokens,
-                    None if self._sent_body is None else b"".join(self._sent_body),
-                    None if self.down is None else self.down.sample,
-                ),
+            row_of(
+                self,
+                at=gateway.wall(self.begun),
+                duration=gateway.now() - self.begun,
+                first_byte=self._first_byte,
+                outcome=self._outcome,
+                counted=counted,
             )
         )
-
-    def _asked(self) -> str:
-        """Give what was asked for by whom nobody knows."""
-        # A user and password before a CONNECT's host are in no URL, and not taken out as such.
-        asked = self.url.rpartition(b"@")[2] if self.method == b"CONNECT" else self.url
-        return asked.partition(b"?")[0].decode("latin-1")
-
-    def _way(self) -> str:
-        if self.client.tunnel is not None:
-            return "intercepted"
-        return "base-url" if self.url.startswith(b"/") or not self.url else "proxy"
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Go on in a task; it ends with the exchange."""
