@@ -45,17 +45,19 @@ class _OneServer(Dialler):
 
     def __init__(self, *, secure: int, plain: int, ca_file: str) -> None:
         super().__init__(ca_file=ca_file, environ={})
-        self._ports = {"https": secure, "tunnel": secure, "http": plain}
+        self._secure, self._plain = secure, plain
         self._tls = ssl.create_default_context(cafile=ca_file)
 
     async def dial(
         self, protocol_factory: Callable[[], P], *, scheme: str, host: str, port: int, near_allowed: bool
     ) -> tuple[asyncio.Transport, P]:
         tls = scheme == "https"
+        # What gets no credential is dialled as a tunnel, plain http too.
+        plain = scheme == "http" or (scheme == "tunnel" and port == 80)
         return await asyncio.get_running_loop().create_connection(
             protocol_factory,
             "127.0.0.1",
-            self._ports[scheme],
+            self._plain if plain else self._secure,
             ssl=self._tls if tls else None,
             server_hostname=host if tls else None,
         )

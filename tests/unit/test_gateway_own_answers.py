@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from tests.support.gateway import KEY, Raw, acme, running_gateway
 from tests.support.rig import WAYS, Rig, Way, faults, rig
 from tests.support.upstream import Conversation, Upstream, answer, requests
+from valetkey.gateway.row import Cleaner
 from valetkey.provider import Rewrite
 
 TOKEN = "vk_" + "0" * 12 + "_" + "ab" * 32
@@ -101,6 +103,18 @@ def test_all_that_is_our_own_is_json_that_no_browser_takes_for_a_page(engine: Ri
     with engine.running.raw() as client:
         _, headers, _ = client.send(engine.get("/x")).answer()
         assert "x-content-type-options" not in headers
+
+
+@pytest.mark.parametrize("target", ["CONNECT u:<P>@host.example:443", "GET http://u:<P>@host.example/x"])
+def test_a_password_in_the_address_of_who_is_unknown_is_not_traced(engine: Rig, target: str) -> None:
+    password = "hunter" + os.urandom(8).hex()
+    before = len(engine.running.trace.rows)
+    with engine.running.raw() as client:
+        raw = f"{target} HTTP/1.1\r\nHost: host.example\r\n\r\n".replace("<P>", password)
+        assert client.send(raw).answer()[0] in (400, 407)
+    # As it is written.
+    [kept] = Cleaner().clean(engine.running.wait_for_rows(before + 1)[before:])
+    assert password not in repr(kept)
 
 
 # --- declared rewrites -----------------------------------------------------------------------

@@ -53,7 +53,9 @@ def row_of(
 
 def _asked(exchange: Exchange) -> str:
     """Give what was asked for by whom nobody knows."""
-    return exchange.url.partition(b"?")[0].decode("latin-1")
+    # A user and password before a CONNECT's host are in no URL, and not taken out as such.
+    asked = exchange.url.rpartition(b"@")[2] if exchange.method == b"CONNECT" else exchange.url
+    return asked.partition(b"?")[0].decode("latin-1")
 
 
 def _way(exchange: Exchange) -> str:
