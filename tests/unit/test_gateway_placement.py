@@ -142,3 +142,11 @@ def test_the_key_of_one_account_is_not_put_in_for_another_host(tmp_path: Path) -
     assert status == 404
     assert b"unknown_provider" in body
     assert other.requests == []
+
+
+def test_the_valet_key_of_somebody_else_reaches_no_provider_either(tmp_path: Path) -> None:
+    with Upstream() as upstream, running_gateway(acme(upstream.url), home=tmp_path) as gateway:
+        shown, other = f"Authorization: Bearer {gateway.key()}", f"!Authorization: Bearer {gateway.key()}"
+        with gateway.raw() as client:
+            assert client.send(asked(gateway, "/acme/x", shown, other)).answer()[0] == 400
+    assert upstream.requests == []

@@ -34,7 +34,7 @@ def identify(head: ReadHead, url: bytes, *, tunnel: Tunnel | None, ring: Ring) -
         token = presented.from_proxy(head.proxy_authorization)
     else:
         token = presented.from_headers(head.credentials)
-        if token is None and (token := presented.from_url(url)) is not None:
+        if token is None and (token := presented.within(url)) is not None:
             url = presented.without(url, token)
     if ring.failed is not None:
         # Nobody can know which keys count: that is no fault of the client's.

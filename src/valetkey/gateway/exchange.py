@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from valetkey.credential import secrets_of
 from valetkey.errors import NeedsLogin, NotLoggedIn, UnclearAnswer, ValetkeyError
-from valetkey.gateway import admission, answers, incoming, outgoing
+from valetkey.gateway import admission, answers, incoming, outgoing, presented
 from valetkey.gateway.answers import Answer
 from valetkey.gateway.body import MAX_HELD_BYTES, Down, Up, sampled
 from valetkey.gateway.connect import open_tunnel
@@ -367,11 +367,11 @@ class Exchange:
             out = repeat.out
         else:
             out = outgoing.head_for(self.method, plan, head, placement, self.token)
-            if out.find(live.marker) >= 0:
+            if out.find(live.marker) >= 0 or presented.within(out) is not None:
                 told = answers.failed(
                     400,
                     "key_in_request",
-                    "the request holds its valet key where it would reach the provider",
+                    "the request holds a valet key where it would reach the provider",
                     "put the key where the provider's own key goes",
                 )
                 self.answer(told)

@@ -8,7 +8,7 @@ import re
 
 from valetkey.gateway.message import Header
 
-__all__ = ["from_headers", "from_proxy", "from_url", "without"]
+__all__ = ["from_headers", "from_proxy", "within", "without"]
 
 _MARK = b"vk_"
 _WHOLE = re.compile(rb"vk_[0-9a-f]{12}_[0-9a-f]{64}(?![0-9A-Za-z_])")
@@ -37,13 +37,13 @@ def from_proxy(authorization: bytes | None) -> bytes | None:
     return found if found is not None and found.startswith(_MARK) else None
 
 
-def from_url(url: bytes) -> bytes | None:
-    """Give the key that stands in the target.
+def within(text: bytes) -> bytes | None:
+    """Give the first whole key that stands in a text.
 
-    A parameter of the query (`?key=vk_…`, as Google's REST examples have it), or a part of the path, as some bots' APIs
-    want it.
+    In a target: a parameter of the query (`?key=vk_…`, as Google's REST examples have it), or a part of the path, as
+    some bots' APIs want it.
     """
-    found = _WHOLE.search(url)
+    found = _WHOLE.search(text)
     return None if found is None else found[0]
 
 
