@@ -34,7 +34,6 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_full",
         "_headers",
-        "_in_head",
         "_lengths",
         "_line",
         "_parser",
@@ -73,7 +72,6 @@ class ClientConnection(asyncio.Protocol):
         self._lengths: list[bytes] = []
         # Bytes of a request line that is not whole yet; None while inside a message.
         self._line: bytes | None = b""
-        self._in_head = True
         self._seen = 0
         # As the first line has it; empty where it was not looked at, behind another request in one piece.
         self._version = ""
@@ -151,8 +149,8 @@ class ClientConnection(asyncio.Protocol):
             return False
         exchange = Exchange(self, last.method, last.url, last.version, last.keep_alive, last.headers, [])
         if body:
-            exchange.up.take(body)
-        exchange.up.complete = True
+            exchange.body(body)
+        exchange.body_end()
         self.queue.append(exchange)
         exchange.start_again(last, len(body))
         return True
@@ -315,7 +313,6 @@ class ClientConnection(asyncio.Protocol):
         self._url = b""
         self._headers = []
         self._lengths = []
-        self._in_head = True
         self._receiving = None
         self._line = None
 
@@ -340,7 +337,6 @@ class ClientConnection(asyncio.Protocol):
         parser = self._parser
         if parser is None or self._stopped:
             return
-        self._in_head = False
         seen, self._seen = self._seen, 0
         self._receiving = exchange = Exchange(
             self,
@@ -363,7 +359,6 @@ class ClientConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Tell the request's end."""
-        self._in_head = True
         self._line = b""
         self._version = ""
         if self._receiving is not None:

@@ -61,6 +61,16 @@ _IDENTITY = frozenset(
         b"x-original-forwarded-for",
         b"x-cluster-client-ip",
         b"true-client-ip",
+        b"cf-connecting-ip",
+        b"cf-connecting-ipv6",
+        b"cf-ipcountry",
+        b"fastly-client-ip",
+        b"x-azure-clientip",
+        b"x-originating-ip",
+        b"x-proxyuser-ip",
+        b"x-remote-addr",
+        b"x-remote-ip",
+        b"x-vercel-forwarded-for",
     )
 )
 _CONNECTION_WORDS = frozenset((b"close", b"keep-alive", b"upgrade", b"te", b""))
