@@ -84,7 +84,8 @@ def test_no_canary_is_kept_or_told(home: Path, clock: FakeClock) -> None:
                     trace.flush()
             trace.flush()
             metrics.renewal(KNOWN, KNOWN)
-            metrics.login("acme", FOREIGN, quote(KNOWN))
+            metrics.renewal("acme", FOREIGN)
+            metrics.renewal("acme", quote(KNOWN))
             files = {file.name: file.read_bytes() for file in home.glob("trace.db*")}
             trace.close()
             assert exporter.close()

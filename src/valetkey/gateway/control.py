@@ -15,7 +15,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -207,7 +207,7 @@ async def _unexpected(_: Request, error: Exception) -> Response:
     wrong = ValetkeyError(
         f"something went wrong inside the gateway: {type(error).__name__}", hint="see what it logged, in run/serve.log"
     )
-    return JSONResponse({"error": wrong.as_dict()}, status_code=500)
+    return _json({"error": wrong.as_dict()}, 500)
 
 
 def _user() -> str:

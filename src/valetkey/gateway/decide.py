@@ -20,6 +20,7 @@ from valetkey.gateway.policy import Policy, Rule
 from valetkey.inject import host_matches
 
 __all__ = [
+    "DISGUISES",
     "Client",
     "Decision",
     "Forward",
@@ -35,7 +36,7 @@ __all__ = [
 
 _METHOD = re.compile(r"[A-Z]{1,20}")
 # With these a server takes the request for another one than the rules saw.
-_DISGUISES = frozenset(
+DISGUISES = frozenset(
     ("x-http-method-override", "x-http-method", "x-method-override", "x-original-url", "x-rewrite-url")
 )
 
@@ -191,7 +192,7 @@ def _look_at_head(request: RequestHead, target: Target) -> Refuse | None:
     if request.method == "TRACE":
         # RFC 9110 section 9.3.8: the answer holds the request, the credential with it.
         return Refuse(code="method_refused", status=403, reason="TRACE would send the credential back", target=target)
-    disguises = sorted(_DISGUISES & request.header_names)
+    disguises = sorted(DISGUISES & request.header_names)
     if disguises:
         return Refuse(
             code="method_refused",

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from valetkey.gateway import decide
+
 __all__ = [
     "CREDENTIALS",
     "DISGUISES",
@@ -76,9 +78,7 @@ _IDENTITY = frozenset(
 _CONNECTION_WORDS = frozenset((b"close", b"keep-alive", b"upgrade", b"te", b""))
 # Where clients put what they take for a credential. None of it goes on.
 CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"x-goog-api-key", b"api-key", b"cookie"))
-DISGUISES = frozenset(
-    (b"x-http-method-override", b"x-http-method", b"x-method-override", b"x-original-url", b"x-rewrite-url")
-)
+DISGUISES = frozenset(name.encode() for name in decide.DISGUISES)
 # RFC 9110 section 6.5.1: what a trailer must not change after the fact.
 _NO_TRAILERS = (
     _HOP_BY_HOP

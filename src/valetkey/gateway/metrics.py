@@ -8,25 +8,24 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
 
-from prometheus_client import CONTENT_TYPE_LATEST as CONTENT_TYPE
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from valetkey.gateway.row import Row, is_refusal
 
-__all__ = ["CONTENT_TYPE", "Metrics"]
+__all__ = ["Metrics"]
 
 # RFC 9110 section 9, and PATCH (RFC 5789). A client may send any word; a label may not become one.
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE"))
-# Ids of methods and codes of errors are such words; nothing that is secret is.
+# Codes of errors are such words; nothing that is secret is.
 _WORD = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 # From a refusal of an upstream to a long stream.
 _BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 
 class Metrics:
-    """An observer of the trace; `renewal` and `login` are called by whoever does these. For any thread.
+    """An observer of the trace; `renewal` is called by whoever renews. For any thread.
 
     No label holds a token, an account's name, a client, a host or a path.
     """
@@ -41,7 +40,6 @@ class Metrics:
         self._injections: Counter[tuple[str, ...]] = Counter()
         self._tokens: Counter[tuple[str, ...]] = Counter()
         self._renewals: Counter[tuple[str, ...]] = Counter()
-        self._logins: Counter[tuple[str, ...]] = Counter()
         self._seconds: dict[str, _Times] = {}
         self._first_byte: dict[str, _Times] = {}
         self._registry = CollectorRegistry(auto_describe=False)
@@ -59,11 +57,6 @@ class Metrics:
         """Count a renewal: outcome "ok", or the code of its error."""
         with self._guard:
             self._renewals[self._provider(provider), _word(outcome)] += 1
-
-    def login(self, provider: str, method: str, outcome: str) -> None:
-        """Count a login by the id of its method: outcome "ok", or the code of its error."""
-        with self._guard:
-            self._logins[self._provider(provider), _word(method), _word(outcome)] += 1
 
     def _count(self, row: Row) -> None:
         provider = self._provider(row.account.partition("@")[0])
@@ -89,7 +82,7 @@ class Metrics:
     # --- what is told ----------------------------------------------------------------------------
 
     def text(self) -> bytes:
-        """Give all of them in Prometheus' text format (`CONTENT_TYPE`)."""
+        """Give all of them in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def _collect(self) -> Iterator[Metric]:
@@ -100,7 +93,6 @@ class Metrics:
                 _counter("injections", "Requests sent with a credential.", ("provider",), self._injections),
                 _counter("tokens", "Tokens, as the providers count them.", ("provider", "kind"), self._tokens),
                 _counter("renewals", "Renewals of credentials.", ("provider", "outcome"), self._renewals),
-                _counter("logins", "Logins.", ("provider", "method", "outcome"), self._logins),
                 _histogram("request_seconds", "From a request's head to the end of its answer.", self._seconds),
                 _histogram("first_byte_seconds", "From a request's head to its answer's.", self._first_byte),
             ]
