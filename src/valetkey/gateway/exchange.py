@@ -87,11 +87,11 @@ class Exchange:
     _repeat: Repeat | None = None
     _task: asyncio.Task[None] | None = None
     _kept: tuple[int, ReadResponse] | None = None
-    _kept_body: tuple[bytes, ...] = ()
+    _kept_body: bytearray | None = None
     _replaced: Answer | None = None
     relay: Relay | None = None
     reader: UsageReader | None = None
-    sent_body: list[bytes] | None = None
+    sent_body: bytearray | None = None
     begun = 0.0
     _first_byte: float | None = None
     status = 0
@@ -300,6 +300,7 @@ class Exchange:
             self.answer(found)
             return None
         self.token, self.url = found.token, found.url
+        self.client.known = True
         return found.live
 
     async def _held(self, hold: Hold) -> None:
@@ -360,19 +361,15 @@ class Exchange:
             self._waiting = ready
             self._go_on_reading()
             return
+        if self._finished:
+            return
         repeat = self._repeat
         if repeat is not None and repeat.ready is ready:
             out = repeat.out
         else:
             out = outgoing.head_for(self.method, plan, head, placement, self.token)
             if out.find(live.marker) >= 0 or presented.within(out) is not None:
-                told = answers.failed(
-                    400,
-                    "key_in_request",
-                    "the request holds a valet key where it would reach the provider",
-                    "put the key where the provider's own key goes",
-                )
-                self.answer(told)
+                self.answer(answers.key_in_request())
                 return
             if repeat is not None:
                 repeat.ready, repeat.out = ready, out
@@ -387,7 +384,11 @@ class Exchange:
         """Put the credential where the client wrote its key in the body; False as long as that is not here whole."""
         if not self.up.complete:
             return False
-        self._length = self.up.become(outgoing.with_key(self.up.waiting, self.token, value))
+        body = outgoing.with_key(self.up.waiting, self.token, value)
+        if body is None:
+            self.answer(answers.key_in_request())
+            return True
+        self._length = self.up.become(body)
         return True
 
     async def _dial_and_send(self, plan: Plan, head: bytes) -> None:
@@ -468,8 +469,10 @@ class Exchange:
         if self._finished:
             return
         if self._kept is not None:
-            self._kept_body += (data,)
-            if sum(map(len, self._kept_body)) > _MAX_KEPT_ANSWER:
+            if self._kept_body is None:
+                self._kept_body = bytearray()
+            self._kept_body += data
+            if len(self._kept_body) > _MAX_KEPT_ANSWER:
                 self._pass_on_kept()
             return
         if self.down is not None:
@@ -547,7 +550,7 @@ class Exchange:
             self._pass_on_kept()
             self.response_done([])
             return
-        self._kept, self._kept_body = None, ()
+        self._kept, self._kept_body = None, None
         self.up.rewind()
         self._send(fresh)
 
@@ -555,10 +558,10 @@ class Exchange:
         if self._kept is None:
             return
         (status, read), self._kept = self._kept, None
-        pieces, self._kept_body = self._kept_body, ()
+        body, self._kept_body = self._kept_body, None
         self._answer_with(status, read)
-        for piece in pieces:
-            self.response_body(piece)
+        if body:
+            self.response_body(bytes(body))
 
     def _rewritten(self, status: int, plan: Plan) -> Answer | None:
         for rewrite in plan.rewrites:
@@ -777,11 +780,11 @@ class Exchange:
 
     def _tokens(self, counted: Usage | None) -> int:
         """Give the tokens to count against a limit: what the answer says, else what its size makes likely."""
-        if counted is not None:
-            return counted.input_tokens + counted.output_tokens
-        if self.reader is None or self.down is None:
-            return 0
-        return (self.up.received + self.down.sent) // BYTES_A_TOKEN
+        told = 0 if counted is None else counted.input_tokens + counted.output_tokens
+        # Who leaves before the counts come has had what it has had.
+        if self.reader is None or self.down is None or (counted is not None and self._outcome == "ok"):
+            return told
+        return max(told, (self.up.received + self.down.sent) // BYTES_A_TOKEN)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Go on in a task; it ends with the exchange."""

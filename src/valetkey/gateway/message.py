@@ -331,7 +331,8 @@ def read_response(headers: list[Header]) -> ReadResponse | None:
                 return None
             read.chunked = True
         elif name == b"content-encoding":
-            read.encoding = value.lower()
+            # Two of them are one list (RFC 9110 section 5.3).
+            read.encoding = b", ".join([read.encoding, value.lower()]) if read.encoding else value.lower()
             read.lines.append(header)
         elif name == b"connection":
             connection = value if connection is None else connection + b"," + value
