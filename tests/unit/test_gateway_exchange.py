@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 
 from tests.support.clock import FakeClock
-from tests.support.gateway import acme, running_gateway
+from tests.support.gateway import KEY, acme, running_gateway
 from tests.support.upstream import Conversation, Upstream, answer, requests
 from valetkey.gateway.client import ClientConnection
 from valetkey.gateway.exchange import Exchange
 from valetkey.gateway.limits import Limits
+from valetkey.gateway.scrub import Needles, Scrubber
 from valetkey.gateway.server import Limits as Settings
 from valetkey.gateway.upstream import UpstreamConnection
 
@@ -119,3 +121,92 @@ def test_connections_die_with_their_peers_and_not_by_the_collector(tmp_path: Pat
             upstream.until(lambda: alive() == before)
         finally:
             gc.enable()
+
+
+def test_a_head_that_is_half_here_is_taken_for_none_that_comes_again(tmp_path: Path) -> None:
+    # A big answer fills the client's buffers, so that the next request waits; then half a head comes.
+    def big(talk: Conversation) -> None:
+        for request in requests(talk):
+            talk.send(answer(b"x" * 30_000_000 if request.target == "/big" else b"{}"))
+
+    with Upstream(big) as upstream, running_gateway(acme(upstream.url), home=tmp_path) as gateway:
+        token = gateway.key()
+
+        def head(method: str, path: str) -> bytes:
+            return f"{method} /acme/{path} HTTP/1.1\r\nHost: g\r\nx-api-key: {token}\r\n\r\n".encode()
+
+        with gateway.raw() as client:
+            client.send(head("GET", "big"))
+            client.head()
+            two = head("GET", "two")
+            client.send(head("DELETE", "it"))
+            upstream.until(lambda: any(len(c.queue) > 1 for c in list(gateway.gateway.connections)))
+            client.send(two[:30])
+            client.exactly(30_000_000)
+            client.answer()
+            client.send(two[30:])
+            assert client.answer()[0] == 200
+            client.send(b"GET")
+            client.send(head("GET", "three")[3:])
+            assert client.answer()[0] == 200
+    assert [request.target for request in upstream.requests] == ["/big", "/it", "/two", "/three"]
+
+
+def test_two_encodings_at_once_are_not_passed_on(tmp_path: Path) -> None:
+    packed = gzip.compress(f'{{"key": "{KEY}"}}'.encode())
+
+    def twice(talk: Conversation) -> None:
+        for _ in requests(talk):
+            talk.send(answer(packed, headers="content-encoding: gzip\r\ncontent-encoding: identity\r\n"))
+
+    with (
+        Upstream(twice) as upstream,
+        running_gateway(acme(upstream.url), home=tmp_path) as gateway,
+        gateway.raw() as client,
+    ):
+        status, _, body = client.send(posted(gateway.key(), b"{}")).answer()
+    assert status == 502
+    assert b"upstream_failed" in body
+
+
+def test_a_refused_credential_in_a_thousand_pieces_is_kept_in_one(tmp_path: Path) -> None:
+    pieces = b"".join(b"1\r\nx\r\n" for _ in range(60_000))
+
+    def crumbs(talk: Conversation) -> None:
+        for _ in requests(talk):
+            talk.send(b"HTTP/1.1 401 X\r\ntransfer-encoding: chunked\r\n\r\n" + pieces + b"0\r\n\r\n")
+
+    with (
+        Upstream(crumbs) as upstream,
+        running_gateway(acme(upstream.url), home=tmp_path) as gateway,
+        gateway.raw() as client,
+    ):
+        status, _, body = client.send(posted(gateway.key(), b"{}")).answer()
+    assert (status, body) == (401, b"x" * 60_000)
+
+
+def test_connections_that_show_no_key_make_room_for_others(tmp_path: Path) -> None:
+    settings = Settings(most_connections=8)
+    with Upstream() as upstream, running_gateway(acme(upstream.url), home=tmp_path, settings=settings) as gateway:
+        token = gateway.key()
+        with gateway.raw() as known:
+            assert known.send(posted(token, b"{}")).answer()[0] == 200
+            idle = [gateway.raw() for _ in range(20)]
+            upstream.until(lambda: len(gateway.gateway.connections) <= 8)
+            with gateway.raw() as late:
+                assert late.send(posted(token, b"{}")).answer()[0] == 200
+            assert known.send(posted(token, b"{}")).answer()[0] == 200
+            for client in idle:
+                client.close()
+
+
+def test_an_end_that_was_let_go_is_remembered() -> None:
+    secret = "sk-" + "abcdefghij" * 4
+    for cut in range(1, len(secret)):
+        scrubber = Scrubber(Needles([secret]))
+        out = scrubber.feed(b"text " + secret[:cut].encode()) + scrubber.let_go()
+        out += scrubber.feed(secret[cut:].encode() + b" more") + scrubber.finish()
+        assert len(out) == len(secret) + 10
+        assert out.startswith(b"text ")
+        assert out.endswith(b" more")
+        assert secret[7:].encode() not in out
