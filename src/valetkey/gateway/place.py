@@ -89,7 +89,7 @@ class Place:
         os.replace(fresh, path)
 
     def listen(self, path: Path) -> socket.socket:
-        """Give a socket of mode 0600 that listens there."""
+        """Give a socket of mode 0600 that is bound there, for a server to listen at. Raises: StoreUnwritable."""
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             listening.bind(str(path))

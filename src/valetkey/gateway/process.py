@@ -257,13 +257,9 @@ class _Process:
     async def _listen(self, gateway: Gateway) -> None:
         host, port = self._listening.host, self._listening.port
         try:
-            await gateway.start(host=host, port=port, unix_path=self._place.gateway)
-        except (OSError, GatewayFailed) as error:
-            cause = error if isinstance(error, OSError) else error.__cause__
-            if not isinstance(cause, OSError):
-                raise
-            raise _not_listening(cause, host, port) from cause
-        os.chmod(self._place.gateway, 0o600)
+            await gateway.start(host=host, port=port, listening=self._place.listen(self._place.gateway))
+        except OSError as error:
+            raise _not_listening(error, host, port) from error
 
     def _about(self, gateway: Gateway) -> dict[str, object]:
         return {
