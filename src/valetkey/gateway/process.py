@@ -39,7 +39,7 @@ from valetkey.stores.passphrase import VARIABLE, from_environment
 
 __all__ = ["DRAIN_SECONDS", "Listening", "assembled", "harden", "serve"]
 
-# Design section 7: what streams gets so long to come to its end.
+# What streams gets so long to come to its end.
 DRAIN_SECONDS = 30.0
 # Revocation counts within a second, by whichever process it is done.
 _LOOK_SECONDS = 0.25
