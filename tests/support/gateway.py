@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -334,8 +334,3 @@ class Raw:
     def close(self) -> None:
         """Go away."""
         self.socket.close()
-
-
-def requests_of(lines: Sequence[str]) -> str:
-    """Join the lines of a head."""
-    return "\r\n".join([*lines, "", ""])
