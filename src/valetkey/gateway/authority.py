@@ -164,8 +164,7 @@ class Authority:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         for folder in (self._home, self.folder):
-            if not modes.check_folder(str(folder)):
-                modes.create_folder(str(folder))
+            modes.own_folder(str(folder))
         with held(self._locks, "certificate-authority"):
             yield
 

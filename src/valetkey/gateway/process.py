@@ -16,7 +16,7 @@ from datetime import UTC, datetime, time
 from typing import Any
 
 from valetkey.broker import Broker
-from valetkey.clock import Clock
+from valetkey.clock import Clock, written
 from valetkey.config import Config, Paths
 from valetkey.credential import Secret
 from valetkey.errors import AuthorityBroken, GatewayFailed, StoreLocked, WrongMode
@@ -269,7 +269,7 @@ class _Process:
             "port": gateway.port,
             "socket": str(self._place.gateway),
             "control": str(self._place.control),
-            "started_at": self._clock.now().isoformat().replace("+00:00", "Z"),
+            "started_at": written(self._clock.now()),
             "locked": False,
         }
 
