@@ -17,6 +17,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from tests.support.canary import holding
 from tests.support.clock import FakeClock
 from tests.support.forking import in_child, start_child, wait_for
 from valetkey.clock import Clock, SystemClock
@@ -434,6 +435,5 @@ def look_for_the_key(home: Path, tmp_path: Path, ours: Authority, told: list[str
     body = content[: content.index("-----END")].splitlines()[1:]
     assert len(body) >= 2
     for line in body:
-        holding = [file for file in tmp_path.rglob("*") if file.is_file() and line in file.read_text(errors="replace")]
-        assert holding == [home / "ca" / "ca.key"]
+        assert holding(line, tmp_path.rglob("*")) == [str(home / "ca" / "ca.key")]
         assert not any(line in text for text in told)
