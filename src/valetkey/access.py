@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 Use = Literal["token", "exec", "helper", "ask", "chat", "auth", "gateway", "probe"]
-# Design section 14: restricted logins serve none of these; one that names its agents serves them alone.
+# Restricted logins serve none of these (docs/login.md); one that names its agents serves them alone.
 _REFUSED_TO_RESTRICTED = frozenset({"token", "exec", "helper", "ask", "auth", "gateway"})
 
 

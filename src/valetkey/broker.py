@@ -187,7 +187,7 @@ class Broker:
     # --- fresh, once --------------------------------------------------------------------------
 
     async def _fresh(self, record: Record, method: AuthMethod, rejected: Credential | None) -> Record:
-        """Return it, return it and renew in the background, or wait for the renewal (design section 6, step 1)."""
+        """Return it, return it and renew in the background, or wait for the renewal (docs/broker.md)."""
         if isinstance(record.credential, Ambient):
             return await self._read_source(record, method, rejected)
         state = self._judge(record, method, rejected)

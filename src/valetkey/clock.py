@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime
 from typing import Protocol
 
-__all__ = ["Clock", "SystemClock"]
+__all__ = ["Clock", "SystemClock", "written"]
 
 
 # Linux's CLOCK_MONOTONIC and time.monotonic() stand still in suspend; macOS's CLOCK_MONOTONIC does not.
@@ -52,3 +52,8 @@ class SystemClock:
     def pause(self, seconds: float) -> None:
         """Wait in a thread of one's own."""
         time.sleep(seconds)
+
+
+def written(moment: datetime, *, timespec: str = "auto") -> str:
+    """Give a time in UTC as we write it for others: ISO 8601 with a Z."""
+    return moment.isoformat(timespec=timespec).replace("+00:00", "Z")

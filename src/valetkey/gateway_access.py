@@ -20,7 +20,7 @@ from valetkey.credential import CredentialRef, Secret
 from valetkey.errors import ValetkeyError
 from valetkey.gateway.authority import Authority
 from valetkey.gateway.background import up
-from valetkey.gateway.keys import Keys, base_urls
+from valetkey.gateway.keys import Keys, base_urls, proxy_url
 
 __all__ = ["GatewayAccess", "open_access"]
 
@@ -91,11 +91,12 @@ def open_access(broker: Broker, name: str, *, paths: Paths, environ: Mapping[str
         )
         serving.poke(home)
         url = str(running.about["url"])
-        Authority(paths, broker.clock).open()  # there may be none yet, and `ca_file` is read now
+        authority = Authority(paths, broker.clock)
+        authority.open()  # there may be none yet, and `ca_file` is read now
         access = GatewayAccess(
             base_url=base_urls(url, [ref])[ref],
-            proxy_url=url.replace("://", f"://x:{token.reveal()}@", 1),
-            ca_file=str(paths.home / "ca" / "ca.pem"),
+            proxy_url=proxy_url(url, token.reveal()),
+            ca_file=str(authority.path),
             id=made.id,
             _key=token,
             _keys=keys,

@@ -16,7 +16,6 @@ from valetkey.provider import AuthMethod, Provider
 
 __all__ = [
     "Step",
-    "appended",
     "check_place",
     "endpoint_hosts",
     "fill",
@@ -115,7 +114,7 @@ def headers_for(
             case "if absent":
                 result.setdefault(step.name, step.value)
             case "append":
-                result[step.name] = appended(result.get(step.name, ""), step.value)
+                result[step.name] = _appended(result.get(step.name, ""), step.value)
             case "cookie":
                 result["cookie"] = with_cookie(result.get("cookie", ""), step.name, step.value)
             case "query" | "replace":
@@ -205,7 +204,7 @@ def with_cookie(present: str, name: str, value: str) -> str:
     return "; ".join([*kept, f"{name}={value}"])
 
 
-def appended(present: str, value: str) -> str:
+def _appended(present: str, value: str) -> str:
     """Add a value to a comma list that may hold it already (RFC 9110 section 5.6.1)."""
     parts = [part.strip() for part in present.split(",") if part.strip()]
     return ", ".join([*parts, *([] if value in parts else [value])])

@@ -35,10 +35,10 @@ from valetkey.store import Intent, Record, Retry, Store
 
 __all__ = ["Renewal", "needs_login"]
 
-# Design section 14: waiters give up after 30 s; a holder that wakes over 20 s late starts again.
+# Waiters give up after 30 s; a holder that wakes over 20 s late starts again.
 WAIT_SECONDS = 30.0
 LATE_SECONDS = 20.0
-# Design section 6, step 5: back-off from 1 s to 5 min.
+# docs/broker.md has the table of what follows which answer.
 FIRST_BACKOFF_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 300.0
 SAVE_ATTEMPTS = 5

@@ -34,7 +34,7 @@ EXAMPLES = {
     "deployment_name": "my-deployment",
     "role_arn": "arn:aws:iam::123456789012:role/Reader",
 }
-# What would make us look like another product's client (design section 3, terms).
+# What would make us look like another product's client (docs/login.md, restricted logins).
 IMITATION = {
     "user-agent",
     "editor-version",
@@ -70,7 +70,7 @@ def calls_of(provider: Provider, method: AuthMethod) -> list[Call]:
     return [c for c in (method.probe or provider.api.probe, provider.api.models, profile) if c is not None]
 
 
-def test_the_catalogue_has_all_that_the_design_names() -> None:
+def test_the_catalogue_has_all_that_was_promised() -> None:
     promised = (
         "anthropic openai chatgpt github-copilot github openrouter google vertex azure-openai bedrock aws xai groq "
         "mistral deepseek cerebras together fireworks zai bigmodel moonshot minimax huggingface perplexity nvidia "

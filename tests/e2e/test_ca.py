@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.canary import holding
 from tests.support.command_line import CommandLine
 from tests.support.echo import Echo
 from valetkey.clock import SystemClock
@@ -132,8 +133,7 @@ def test_no_command_and_no_log_tells_the_key(line: CommandLine, home: Path, tmp_
     (home / "ca" / "ca.key").write_text(content)
     assert [secret for secret in body if secret in said] == []
     for secret in body:
-        files = [f for f in tmp_path.rglob("*") if f.is_file() and secret in f.read_text(errors="replace")]
-        assert files == [home / "ca" / "ca.key"]
+        assert holding(secret, tmp_path.rglob("*")) == [str(home / "ca" / "ca.key")]
 
 
 # --- real clients ----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.authorization_server import AuthorizationServer
+from tests.support.canary import holding
 from tests.support.command_line import CommandLine
 from tests.support.git_server import GitServer, git_server
 from tests.support.tls import CertificateAuthority
@@ -107,8 +108,7 @@ def test_git_clones_commits_and_pushes_with_nothing_but_the_helper(
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "again" / "file").read_text() == "hello\n"
     # git gave the password to no helper that would have kept it (`store`), and wrote it nowhere.
-    kept = [p for p in tmp_path.rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
-    assert kept == []
+    assert holding(TOKEN, tmp_path.rglob("*")) == []
 
 
 def test_an_oauth_token_that_the_server_refuses_is_renewed_once(

@@ -16,6 +16,7 @@ import botocore.session  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
 from tests.support.authorization_server import AuthorizationServer
+from tests.support.canary import holding
 from tests.support.command_line import CommandLine
 from tests.support.forking import start_child, wait_for
 from tests.support.local_server import Answer, LocalServer, Received, Reply
@@ -306,8 +307,7 @@ def test_claude_code_takes_its_key_from_the_helper(line: CommandLine, aimock: Ap
         timeout=120,
     )
     assert aimock.reply in said.stdout, said.stdout + said.stderr
-    found = [p for p in (tmp_path / "user").rglob("*") if p.is_file() and aimock.api_key.encode() in p.read_bytes()]
-    assert found == []
+    assert holding(aimock.api_key, (tmp_path / "user").rglob("*")) == []
 
 
 # --- docker ----------------------------------------------------------------------------------

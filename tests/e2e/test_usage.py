@@ -8,7 +8,7 @@ import pytest
 from tests.support.servers import ApiMock, ModelServer
 from valetkey.dialect import Message, Usage
 from valetkey.dialects import dialect_for
-from valetkey.gateway.usage import UsageReader, usage_reader
+from valetkey.gateway.usage import UsageReader, usage_reader_for
 
 QUESTION = (Message(role="user", text="Say hello."),)
 
@@ -25,8 +25,9 @@ def asked(dialect: str, base_url: str, key: str, model: str, *, stream: bool) ->
         assert response.status_code == 200, response.read()
         kind = response.headers["content-type"]
         assert ("event-stream" in kind) is stream
-        reader = usage_reader(dialect="openai-chat", path=path, content_type=kind)
-        assert reader is not None
+        make = usage_reader_for(dialect="openai-chat", path=path, content_type=kind)
+        assert make is not None
+        reader = make()
         for piece in response.iter_raw():
             reader.feed(piece)
         reader.finish()

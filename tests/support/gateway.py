@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -188,7 +188,6 @@ def running_gateway(
     store: MemoryStore | None = None,
     dialler: Dialler | None = None,
     plain_loop: bool = False,
-    unix_path: Path | None = None,
     logged_in: bool = True,
 ) -> Iterator[RunningGateway]:
     """Run it until the block ends; all its providers have an account with KEY, unless `logged_in` says otherwise."""
@@ -211,7 +210,7 @@ def running_gateway(
             authority=Authority(Paths(home=home), clock),
             settings=settings,
         )
-        await running.gateway.start(port=0, unix_path=unix_path)
+        await running.gateway.start(port=0)
         ready.set()
         await stop.wait()
         await running.gateway.drain(0)
@@ -335,8 +334,3 @@ class Raw:
     def close(self) -> None:
         """Go away."""
         self.socket.close()
-
-
-def requests_of(lines: Sequence[str]) -> str:
-    """Join the lines of a head."""
-    return "\r\n".join([*lines, "", ""])

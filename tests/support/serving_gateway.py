@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from tests.support.canary import holding
 from tests.support.command_line import CommandLine
+from valetkey.gateway.keys import proxy_url
 
 __all__ = ["GatewayProcess", "serving"]
 
@@ -35,7 +36,7 @@ class GatewayProcess:
     @property
     def proxy_url(self) -> str:
         """Give what goes into HTTPS_PROXY."""
-        return self.url.replace("http://", f"http://x:{self.key}@")
+        return proxy_url(self.url, self.key)
 
     def create_key(self, *grants: str) -> GatewayProcess:
         """Make another valet key, for these accounts, and give the gateway as its holder sees it."""

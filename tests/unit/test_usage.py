@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from valetkey.dialect import Usage
-from valetkey.gateway.usage import LIMIT_BYTES, usage_reader
+from valetkey.gateway.usage import LIMIT_BYTES, usage_reader_for
 
 PATHS = {
     "openai-chat": "/v1/chat/completions",
@@ -25,8 +25,9 @@ Told = tuple[str | None, Usage | None]
 
 
 def told(dialect: str, kind: str, *pieces: bytes) -> Told:
-    reader = usage_reader(dialect="openai-chat", path=PATHS[dialect], content_type=kind)
-    assert reader is not None
+    make = usage_reader_for(dialect="openai-chat", path=PATHS[dialect], content_type=kind)
+    assert make is not None
+    reader = make()
     for piece in pieces:
         reader.feed(piece)
     reader.finish()
@@ -163,8 +164,9 @@ def test_the_rest_of_a_line_that_was_too_long_is_no_line() -> None:
 
 @pytest.mark.parametrize("kind", [JSON, EVENTS])
 def test_no_more_is_kept_than_the_limit_says(kind: str) -> None:
-    reader = usage_reader(dialect="openai-chat", path=PATHS["openai-chat"], content_type=kind)
-    assert reader is not None
+    make = usage_reader_for(dialect="openai-chat", path=PATHS["openai-chat"], content_type=kind)
+    assert make is not None
+    reader = make()
     tracemalloc.start()
     for _ in range(1000):
         reader.feed(b"x" * 10_000)
@@ -262,8 +264,9 @@ def test_edges_of_pieces_make_no_difference(dialect: str, lines: list[bytes], en
 )
 def test_the_path_tells_what_is_spoken(path: str, body: dict[str, Any]) -> None:
     for dialect in ("openai-chat", "gemini", "anthropic-messages"):
-        reader = usage_reader(dialect=dialect, path=path, content_type="Application/JSON; charset=utf-8")
-        assert reader is not None
+        make = usage_reader_for(dialect=dialect, path=path, content_type="Application/JSON; charset=utf-8")
+        assert make is not None
+        reader = make()
         reader.feed(whole(body))
         reader.finish()
         assert reader.model == "m"
@@ -286,4 +289,4 @@ def test_the_path_tells_what_is_spoken(path: str, body: dict[str, Any]) -> None:
     ],
 )
 def test_no_reader_where_no_model_answers(dialect: str, path: str, kind: str) -> None:
-    assert usage_reader(dialect=dialect, path=path, content_type=kind) is None
+    assert usage_reader_for(dialect=dialect, path=path, content_type=kind) is None

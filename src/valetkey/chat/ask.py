@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from valetkey.access import Access
+from valetkey.characters import UNSEEN
 from valetkey.credential import Credential, secrets_of
 from valetkey.dialect import Dialect, Message, Part, Question
 from valetkey.dialects import question_for
@@ -36,7 +37,7 @@ SILENCE_SECONDS = 600.0
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 _SHOWN_CHARACTERS = 300
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
+_UNPRINTABLE = re.compile(rf"[\x00-\x1f{UNSEEN}]+")
 # What providers make of a key that they refuse: `sk-ab***wxyz`. The ends that they leave are nobody's business either.
 _MASKED = re.compile(r"\S*(?:\*{3,}|•{3,})\S*")
 

@@ -12,10 +12,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from types import FrameType
+from typing import IO, Any
 
 from valetkey import serving
 from valetkey.cli.frame import State, command
@@ -95,7 +96,12 @@ def demo(state: State) -> None:
         raise UsageError(
             "the demo's model is not installed", hint="run `pip install 'valetkey[demo]'`, or `make demo` in a checkout"
         )
-    with _ended_by_signals(), tempfile.TemporaryDirectory(prefix="valetkey-demo-") as folder, _model() as model:
+    with (
+        # These end a terminal's programs. They end this one as Ctrl-C does: with everything cleared away.
+        _handled(_ENDING, signal.default_int_handler),
+        tempfile.TemporaryDirectory(prefix="valetkey-demo-") as folder,
+        _model() as model,
+    ):
         home = Path(folder) / "home"
         home.mkdir(mode=0o700)
         stage = Stage(state=state, home=home, environ=_environ(home))
@@ -160,7 +166,8 @@ def _gateway(stage: Stage) -> Iterator[str]:
             raise ValetkeyError("`valetkey up` failed", hint="see what it said above; `valetkey doctor`")
         yield serving.base_url(str(stage.home))
     finally:
-        with _undisturbed():
+        # No further signal breaks off the clearing away, here or in the commands that do it.
+        with _handled((signal.SIGINT, *_ENDING), signal.SIG_IGN):
             starting.wait()
             stage.show("down")
 
@@ -248,25 +255,16 @@ def _look_for(stage: Stage, key: str) -> None:
 
 
 @contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let the signals that end a terminal's programs end this one as Ctrl-C does: with everything cleared away."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in _ENDING}
+def _handled(
+    numbers: Iterable[int], handler: Callable[[int, FrameType | None], Any] | signal.Handlers
+) -> Iterator[None]:
+    """Have these signals handled so meanwhile."""
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Let no further signal break off the clearing away, here or in the commands that do it."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, *_ENDING)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 @contextlib.contextmanager

@@ -84,13 +84,14 @@ def create(
 
 
 def _say_how(state: State, made: ValetKey, addresses: list[tuple[str, str]]) -> None:
+    from valetkey.gateway.keys import proxy_url
+
     state.say()
     state.say("It is shown this once. A tool takes it as its API key, and as the provider's address:")
     width = max(len(name) for name, _ in addresses)
     for name, address in addresses:
         state.say(f"  {name:<{width}}  {address}")
-    proxy = state.gateway_url.replace("://", "://x:KEY@", 1)
-    state.say(f"Or, with KEY being it, as its proxy: HTTPS_PROXY={proxy}")
+    state.say(f"Or, with KEY being it, as its proxy: HTTPS_PROXY={proxy_url(state.gateway_url, 'KEY')}")
     state.say("  (what it talks to through the proxy is looked into: let it trust `valetkey ca export`)")
     state.say(f"To end it: valetkey key revoke {made.id}")
 

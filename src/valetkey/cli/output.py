@@ -7,13 +7,13 @@ import unicodedata
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+from valetkey.characters import UNSEEN
+
 __all__ = ["ago", "fitted", "plain", "plain_json", "table", "until", "width_of"]
 
 # Text from a server must not move the cursor, colour the screen or change the title of a terminal.
-# Half a character, which JSON can name, cannot be written at all.
-_UNSEEN = r"\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-_CONTROL = re.compile(rf"[\x00-\x08\x0b-\x1f{_UNSEEN}]")
-_IN_JSON = re.compile(f"[{_UNSEEN}]")
+_CONTROL = re.compile(rf"[\x00-\x08\x0b-\x1f{UNSEEN}]")
+_IN_JSON = re.compile(f"[{UNSEEN}]")
 _GAP = "  "
 # A column gives way to others only down to this.
 _MINIMUM = 6

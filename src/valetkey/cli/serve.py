@@ -67,8 +67,7 @@ def _detach(state: State) -> None:
         os._exit(0)
     os.chdir("/")
     for folder in (str(state.paths.home), str(state.paths.run)):
-        if not modes.check_folder(folder):
-            modes.create_folder(folder)
+        modes.own_folder(folder)
     state.start_log(file=str(state.paths.run / serving.LOG))
 
 

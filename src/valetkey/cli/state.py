@@ -279,5 +279,7 @@ def _as_json(value: object) -> object:
     from datetime import datetime
 
     if isinstance(value, datetime):
-        return value.isoformat().replace("+00:00", "Z")
+        from valetkey.clock import written
+
+        return written(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")

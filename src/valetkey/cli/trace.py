@@ -12,6 +12,7 @@ import click
 
 from valetkey.cli.frame import State, command
 from valetkey.cli.output import fitted, plain, plain_json
+from valetkey.clock import written
 from valetkey.errors import UsageError
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def _today(state: State) -> str:
 
 def _as_dict(row: Row, names: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "at": datetime.fromtimestamp(row.at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "at": written(datetime.fromtimestamp(row.at, UTC), timespec="milliseconds"),
         "client": row.client,
         "client_name": names.get(row.client),
         **{name: value for name, value in row._asdict().items() if name not in ("at", "client")},

@@ -12,7 +12,7 @@ from valetkey.flows.context import Context
 
 __all__ = ["LIFE_SECONDS", "check_alive", "pending"]
 
-# Design section 4: where the server gives no expires_in.
+# Where the server gives no expires_in.
 LIFE_SECONDS = 600.0
 
 

@@ -24,7 +24,7 @@ from valetkey.provider import AuthMethod, Call
 
 __all__ = ["claimed", "validate"]
 
-# Design section 4: nothing is stored before the probe has answered, within this.
+# Nothing is stored before the probe has answered, within this: a person waits.
 PROBE_SECONDS = 10.0
 
 

@@ -1,4 +1,4 @@
-"""Renews what live valet keys are granted before anybody asks for it (design section 6)."""
+"""Renews what live valet keys are granted before anybody asks for it (docs/serve.md)."""
 
 from __future__ import annotations
 

@@ -80,16 +80,11 @@ class Authority:
 
     # --- what it gives -----------------------------------------------------------------------
 
-    def context_for(self, host: str) -> ssl.SSLContext | None:
-        """Give the server's context for a host at once, where there is one. An IPv6 address may be in brackets."""
-        self._notice_rotation()
-        return self._contexts.get(_plain(host))
-
     async def context(self, host: str) -> ssl.SSLContext:
         """Give the server's context for a host; the certificate is made in a thread when it has to be.
 
-        It takes no ClientHello that names another host. Raises: InvalidBaseUrl (no host of that name may get one),
-        AuthorityBroken, WrongMode, StoreUnwritable.
+        An IPv6 address may be in brackets. It takes no ClientHello that names another host. Raises: InvalidBaseUrl (no
+        host of that name may get one), AuthorityBroken, WrongMode, StoreUnwritable.
         """
         self._notice_rotation()
         return await self._contexts.obtain(_plain(host))
@@ -169,8 +164,7 @@ class Authority:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         for folder in (self._home, self.folder):
-            if not modes.check_folder(str(folder)):
-                modes.create_folder(str(folder))
+            modes.own_folder(str(folder))
         with held(self._locks, "certificate-authority"):
             yield
 

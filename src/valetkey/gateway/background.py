@@ -90,8 +90,7 @@ def down(paths: Paths, *, now: bool = False) -> bool:
 @contextmanager
 def _starting(paths: Paths) -> Iterator[None]:
     for folder in (str(paths.home), str(paths.run)):
-        if not modes.check_folder(folder):
-            modes.create_folder(folder)
+        modes.own_folder(folder)
     end = time.monotonic() + _LOCK_SECONDS
     while (lock := try_lock_file(paths.run / serving.STARTING)) is None:
         if time.monotonic() > end:

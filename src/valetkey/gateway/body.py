@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Down", "Up", "sampled"]
 
-# Design section 7: a request is sent a second time after a 401 if its body was at most this.
+# A request is sent a second time after a 401 if its body was at most this: each one under way may hold so much.
 MAX_HELD_BYTES = 1024 * 1024
 
 

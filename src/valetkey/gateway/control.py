@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from valetkey.clock import written
 from valetkey.credential import Secret
 from valetkey.errors import (
     NotLoggedIn,
@@ -178,7 +179,7 @@ async def _body(request: Request) -> dict[str, Any]:
 
 def _json(value: Mapping[str, object], status: int = 200) -> Response:
     # `default` is for datetimes.
-    content = json.dumps(value, ensure_ascii=False, default=lambda time: time.isoformat().replace("+00:00", "Z"))
+    content = json.dumps(value, ensure_ascii=False, default=written)
     return Response(content, status_code=status, media_type="application/json")
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "ValetKey",
     "base_urls",
     "digest_of",
+    "proxy_url",
     "read_count",
     "read_expiry",
 ]
@@ -346,3 +347,8 @@ def base_urls(address: str, grants: Sequence[CredentialRef]) -> dict[CredentialR
     for ref in grants:
         first.setdefault(ref.provider, ref)
     return {ref: f"{address}/{ref.provider if first[ref.provider] == ref else ref}" for ref in grants}
+
+
+def proxy_url(address: str, token: str) -> str:
+    """Give what goes into HTTPS_PROXY: the gateway's address with a key in it."""
+    return address.replace("://", f"://x:{token}@", 1)

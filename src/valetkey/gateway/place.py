@@ -60,8 +60,7 @@ class Place:
     def claim(self) -> None:
         """Become the gateway of this home, and clear away what a killed one left. Raises: GatewayFailed, WrongMode."""
         for folder in (self._home, str(self._run), str(self.sockets)):
-            if not modes.check_folder(folder):
-                modes.create_folder(folder)
+            modes.own_folder(folder)
         path = self._run / serving.LOCK
         end = time.monotonic() + _LOCK_SECONDS
         while (lock := try_lock_file(path)) is None:
@@ -73,12 +72,12 @@ class Place:
                     hint="use that one, or end it with `valetkey down`",
                 )
             time.sleep(0.01)
-        self._lock, self._lock_file = lock, _file_at(path)
+        self._lock, self._lock_file = lock, modes.file_at(path)
         self._clear()
 
     def is_ours(self) -> bool:
         """Say whether the home is still there with our lock in it: it may have been removed, or put aside."""
-        return self._lock_file is not None and _file_at(self._run / serving.LOCK) == self._lock_file
+        return self._lock_file is not None and modes.file_at(self._run / serving.LOCK) == self._lock_file
 
     def publish(self, about: Mapping[str, object]) -> None:
         """Say what we are to whoever looks, at once and whole. Raises: StoreUnwritable."""
@@ -89,7 +88,7 @@ class Place:
         os.replace(fresh, path)
 
     def listen(self, path: Path) -> socket.socket:
-        """Give a socket of mode 0600 that listens there."""
+        """Give a socket of mode 0600 that is bound there, for a server to listen at. Raises: StoreUnwritable."""
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             listening.bind(str(path))
@@ -120,14 +119,6 @@ class Place:
         for path in (self._run / serving.ABOUT, self.control, self.gateway):
             with suppress(FileNotFoundError):
                 os.unlink(path)
-
-
-def _file_at(path: Path) -> tuple[int, int] | None:
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _is_ours(folder: str) -> bool:

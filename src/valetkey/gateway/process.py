@@ -16,7 +16,7 @@ from datetime import UTC, datetime, time
 from typing import Any
 
 from valetkey.broker import Broker
-from valetkey.clock import Clock
+from valetkey.clock import Clock, written
 from valetkey.config import Config, Paths
 from valetkey.credential import Secret
 from valetkey.errors import AuthorityBroken, GatewayFailed, StoreLocked, ValetkeyError, WrongMode
@@ -39,7 +39,7 @@ from valetkey.stores.passphrase import VARIABLE, from_environment
 
 __all__ = ["DRAIN_SECONDS", "Listening", "assembled", "harden", "serve"]
 
-# Design section 7: what streams gets so long to come to its end.
+# What streams gets so long to come to its end.
 DRAIN_SECONDS = 30.0
 # Revocation counts within a second, by whichever process it is done.
 _LOOK_SECONDS = 0.25
@@ -270,13 +270,9 @@ class _Process:
     async def _listen(self, gateway: Gateway) -> None:
         host, port = self._listening.host, self._listening.port
         try:
-            await gateway.start(host=host, port=port, unix_path=self._place.gateway)
-        except (OSError, GatewayFailed) as error:
-            cause = error if isinstance(error, OSError) else error.__cause__
-            if not isinstance(cause, OSError):
-                raise
-            raise _not_listening(cause, host, port) from cause
-        os.chmod(self._place.gateway, 0o600)
+            await gateway.start(host=host, port=port, listening=self._place.listen(self._place.gateway))
+        except OSError as error:
+            raise _not_listening(error, host, port) from error
 
     def _about(self, gateway: Gateway) -> dict[str, object]:
         return {
@@ -286,7 +282,7 @@ class _Process:
             "port": gateway.port,
             "socket": str(self._place.gateway),
             "control": str(self._place.control),
-            "started_at": self._clock.now().isoformat().replace("+00:00", "Z"),
+            "started_at": written(self._clock.now()),
             "locked": False,
         }
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from valetkey import log
+from valetkey.characters import UNSEEN
 
 __all__ = ["BODY_LIMIT_BYTES", "Cleaner", "Row", "is_failure", "is_refusal", "line"]
 
@@ -17,10 +18,8 @@ _LONGEST = 2048
 _HIGHEST = 2**53
 # Paths repeat, and looking for secrets in one takes some 20 µs.
 _REMEMBERED = 4096
-# As in `cli.output`: what moves a cursor, colours a screen, turns the direction of writing, or is half a character.
-_UNSEEN = r"\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-_CONTROL = re.compile(rf"[\x00-\x1f{_UNSEEN}]")
-_CONTROL_IN_BODY = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f{_UNSEEN}]")
+_CONTROL = re.compile(rf"[\x00-\x1f{UNSEEN}]")
+_CONTROL_IN_BODY = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f{UNSEEN}]")
 
 
 class Row(NamedTuple):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
-import os
+import socket
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from valetkey.clock import Clock
-from valetkey.errors import GatewayFailed, Unreachable
+from valetkey.errors import Unreachable
 from valetkey.gateway.approvals import Approvals
 from valetkey.gateway.client import ClientConnection
 from valetkey.gateway.credentials import Credentials
@@ -97,32 +95,23 @@ class Gateway:
 
     # --- the process's side ------------------------------------------------------------------
 
-    async def start(self, *, host: str = "127.0.0.1", port: int = 4380, unix_path: Path | None = None) -> None:
-        """Listen; `port` 0 takes any free one. Raises: GatewayFailed."""
+    async def start(self, *, host: str = "127.0.0.1", port: int = 4380, listening: socket.socket | None = None) -> None:
+        """Listen at a port (0 takes any free one), and at a socket that is bound already. Raises: OSError."""
         self.ring.refresh()
         try:
             self._servers.append(await self.loop.create_server(self._accepted, host, port, backlog=_BACKLOG))
-            if unix_path is not None:
-                self._servers.append(await self._listen_at(str(unix_path)))
-        except OSError as error:
+            if listening is not None:
+                unix = await self.loop.create_unix_server(self._accepted, sock=listening, backlog=_BACKLOG)
+                self._servers.append(unix)
+        except OSError:
             for server in self._servers:
                 server.close()
-            raise GatewayFailed(
-                f"the gateway cannot listen on {host}:{port}: {(error.strerror or 'unknown error').lower()}",
-                hint="end what holds the port, or set gateway.port in config.toml",
-            ) from error
+            if listening is not None:
+                listening.close()
+            raise
         # What is there now stays: the collector need not look at it again and again.
         gc.freeze()
         self._tick()
-
-    async def _listen_at(self, path: str) -> asyncio.Server:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)  # a killed gateway leaves its own
-        before = os.umask(0o177)
-        try:
-            return await self.loop.create_unix_server(self._accepted, path, backlog=_BACKLOG)
-        finally:
-            os.umask(before)
 
     def inside(self, tunnel: Tunnel) -> ClientConnection:
         """Make the protocol for what is inside of a tunnel."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from valetkey.errors import TraceTooNew, TraceUnreadable
 from valetkey.gateway.row import Row, is_failure, is_refusal
+from valetkey.stores import modes
 
 __all__ = ["Recorded", "TraceFile", "TraceReader", "is_damage"]
 
@@ -127,12 +128,12 @@ class TraceFile:
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is not None:
-            if self._file == _file_at(self.path):
+            if self._file == modes.file_at(self.path):
                 return self._connection
             self.close()  # somebody took the file away
         self._connection = self._opened()
         self._written_names = {}
-        self._file = _file_at(self.path)
+        self._file = modes.file_at(self.path)
         return self._connection
 
     def _opened(self) -> sqlite3.Connection:
@@ -195,14 +196,6 @@ def _damaged(path: Path) -> TraceUnreadable:
     return TraceUnreadable(
         f"{path} is damaged or no trace", hint="move it away; the gateway moves it aside when it next writes"
     )
-
-
-def _file_at(path: Path) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def is_damage(error: sqlite3.Error) -> bool:
@@ -292,7 +285,7 @@ class TraceReader:
         return int(found[0][0]) if found else 0
 
     def _read(self, sql: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
-        if _file_at(self.path) is None:
+        if modes.file_at(self.path) is None:
             return []
         try:
             uri = f"{self.path.absolute().as_uri()}?mode=ro"

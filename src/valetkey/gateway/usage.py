@@ -16,7 +16,7 @@ from valetkey.dialect import Usage
 from valetkey.dialects import anthropic_messages, gemini, openai_chat, openai_responses
 from valetkey.dialects.reading import fields
 
-__all__ = ["UsageReader", "usage_reader", "usage_reader_for"]
+__all__ = ["UsageReader", "usage_reader_for"]
 
 # Of an answer, and of one event: the last event of OpenAI's responses repeats instructions, tools and the whole answer.
 LIMIT_BYTES = 256 * 1024
@@ -120,18 +120,12 @@ _ENDINGS = {
 _KINDS = {"application/json": False, "text/event-stream": True}
 
 
-def usage_reader(*, dialect: str, path: str, content_type: str) -> UsageReader | None:
-    """Give a reader for the answer to a request on `path`; None where no model answers, or not in JSON or events.
+def usage_reader_for(*, dialect: str, path: str, content_type: str) -> Callable[[], UsageReader] | None:
+    """Give what makes readers for answers to `path`; None where no model answers, or not in JSON or events.
 
     `dialect` is the provider's declared one. The path tells better what is spoken; at a provider whose dialect is
     "none", nothing is.
     """
-    make = usage_reader_for(dialect=dialect, path=path, content_type=content_type)
-    return None if make is None else make()
-
-
-def usage_reader_for(*, dialect: str, path: str, content_type: str) -> Callable[[], UsageReader] | None:
-    """Give what makes such readers."""
     form, streamed = _chosen(dialect, path, content_type)
     if form is None:
         return None

@@ -32,13 +32,13 @@ def read(path: Path) -> bytes | None:
     return content
 
 
-def replace(path: Path, content: bytes, *, expected: bytes | None) -> tuple[Path, ...]:
-    """Put the new content in place at once, if the old is still `expected`; give the folders that had to be made.
+def replace(path: Path, content: bytes, *, expected: bytes | None) -> None:
+    """Put the new content in place at once, if the old is still `expected`; folders are made where they miss.
 
     Mode, owner and links stay; a new file is 0600. Raises: SetupRefused.
     """
     real = Path(os.path.realpath(path))
-    made = _make_folders(real.parent)
+    _make_folders(real.parent)
     fresh = real.with_name(f".{real.name}.{secrets.token_hex(8)}")
     try:
         before = os.stat(real) if expected is not None else None
@@ -60,7 +60,6 @@ def replace(path: Path, content: bytes, *, expected: bytes | None) -> tuple[Path
     finally:
         with contextlib.suppress(OSError):
             os.unlink(fresh)
-    return made
 
 
 def remove(path: Path, *, expected: bytes, folders: tuple[Path, ...] = ()) -> None:
@@ -83,16 +82,13 @@ def _opener(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def _make_folders(folder: Path) -> tuple[Path, ...]:
+def _make_folders(folder: Path) -> None:
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    made: list[Path] = []
     try:
         for each in reversed(missing):
             each.mkdir(mode=0o700)
-            made.append(each)
     except OSError as error:
         raise _failed(folder, "made", error) from error
-    return tuple(made)
 
 
 def _sync(folder: Path) -> None:

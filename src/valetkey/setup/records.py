@@ -36,8 +36,8 @@ class Entry:
 def keep(paths: Paths, entry: Entry) -> Path:
     """Write it down, durable on return; give the file. Raises: StoreError."""
     folder = _folder(paths)
-    modes.create_folder(str(paths.home))
-    modes.create_folder(str(folder))
+    modes.own_folder(str(paths.home))
+    modes.own_folder(str(folder))
     content = json.dumps(
         {
             "v": 1,

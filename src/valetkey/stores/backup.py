@@ -82,8 +82,7 @@ def restore(
     Raises: BackupFailed for a wrong passphrase, a damaged file, or a store that is there without `force`; StoreTooNew.
     """
     keys, image = _read(path, passphrase)
-    if not modes.check_folder(str(paths.home)):
-        modes.create_folder(str(paths.home))
+    modes.own_folder(str(paths.home))
     with held(paths.locks, CHANGING), translated(str(path)):
         there = modes.check_file(str(paths.database))
         if there and not force:

@@ -78,12 +78,12 @@ class Database:
         if self._pid != os.getpid():
             self._leave_to_parent()
         if self._connection is not None:
-            if self._file == _file_at(self._path):
+            if self._file == modes.file_at(self._path):
                 return self._connection
             self._connection.close()  # moved away or replaced (`store restore`)
             self._connection = None
         self._connection = self._opened()
-        self._file = _file_at(self._path)
+        self._file = modes.file_at(self._path)
         return self._connection
 
     def _leave_to_parent(self) -> None:
@@ -95,8 +95,7 @@ class Database:
 
     def _opened(self) -> sqlite3.Connection:
         """Give a connection to a database of this version that is ours alone; makes it where there is none."""
-        if not modes.check_folder(str(self.paths.home)):
-            modes.create_folder(str(self.paths.home))
+        modes.own_folder(str(self.paths.home))
         if not modes.check_file(self._path):
             with held(self.paths.locks, CHANGING):
                 if not modes.check_file(self._path):
@@ -268,11 +267,3 @@ def damaged(path: str) -> ForeignStore:
         f"{path} is damaged or not a Valetkey database",
         hint="put a backup back with `valetkey store restore --force`; the damaged file is kept beside it",
     )
-
-
-def _file_at(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino

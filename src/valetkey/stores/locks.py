@@ -73,8 +73,7 @@ os.register_at_fork(after_in_child=_let_go)
 
 def try_lock(folder: Path, name: str) -> FileLock | None:
     """Take the lock of this name, which may hold anything; None when it is held."""
-    if not modes.check_folder(str(folder)):
-        modes.create_folder(str(folder))
+    modes.own_folder(str(folder))
     return try_lock_file(folder / hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest())
 
 

@@ -12,7 +12,7 @@ TYPE_CHECKING = False  # as in typing, which costs milliseconds
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["check_file", "check_folder", "create_file", "create_folder", "sync_folder"]
+__all__ = ["check_file", "check_folder", "create_file", "file_at", "own_folder", "sync_folder"]
 
 
 def check_folder(path: str) -> bool:
@@ -25,8 +25,13 @@ def check_file(path: str) -> bool:
     return _check(path, stat.S_ISREG, "file", "600")
 
 
-def create_folder(path: str) -> None:
-    """Make it with mode 0700 whatever the umask says; parents by the umask. It may be there already."""
+def own_folder(path: str) -> None:
+    """See that the folder is there and ours alone. Raises: WrongMode, ForeignStore, StoreUnwritable.
+
+    It is made with mode 0700 whatever the umask says, its parents by the umask.
+    """
+    if check_folder(path):
+        return
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         os.mkdir(path, 0o700)
@@ -55,6 +60,15 @@ def create_file(path: str, content: bytes = b"") -> None:
         os.unlink(path)
         raise _unwritable(path, error) from error
     sync_folder(os.path.dirname(path))
+
+
+def file_at(path: "str | os.PathLike[str]") -> "tuple[int, int] | None":
+    """Give what tells this file from another one that is put in its place; None where there is none."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def sync_folder(path: str) -> None:

@@ -33,7 +33,6 @@ _STORED = (
 _WITH_DEFAULT = "account a LEFT JOIN default_account d ON d.provider = a.provider AND d.account = a.account"
 _DOCUMENT_KIND = re.compile(r"[a-z][a-z0-9-]{0,63}\Z")
 _DOCUMENT_ID = re.compile(r"[^|\x00-\x1f\x7f\ud800-\udfff]{1,512}\Z")
-_PAGE = 1000
 
 
 class SqliteStore:
