@@ -190,6 +190,7 @@ def running_gateway(
     plain_loop: bool = False,
     unix_path: Path | None = None,
     logged_in: bool = True,
+    port: int = 0,
 ) -> Iterator[RunningGateway]:
     """Run it until the block ends; all its providers have an account with KEY, unless `logged_in` says otherwise."""
     clock = clock or SystemClock()
@@ -211,7 +212,7 @@ def running_gateway(
             authority=Authority(Paths(home=home), clock),
             settings=settings,
         )
-        await running.gateway.start(port=0, unix_path=unix_path)
+        await running.gateway.start(port=port, unix_path=unix_path)
         ready.set()
         await stop.wait()
         await running.gateway.drain(0)
