@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import ssl
 import threading
@@ -16,6 +17,7 @@ from typing import TypeVar
 import httpx2
 
 from valetkey.errors import ConnectTimeout, NameNotResolved, TlsFailed, TransportError, UnclearAnswer, Unreachable
+from valetkey.proxies import proxies_named, variables_of_gateway, without_gateway
 
 __all__ = ["HttpClient", "Response", "in_thread", "translate"]
 
@@ -52,7 +54,8 @@ class HttpClient:
     """Sends one request at a time over a blocking client, so that no event loop can throw an answer away.
 
     `ca_file` is trusted beside the system's certificates. Proxies come from the environment, and get `https` alone: of
-    plain http they would read the key, and it goes no farther than the private network. No cookie is kept: it would
+    plain http they would read the key, and it goes no farther than the private network. A gateway is none of them:
+    what it needs for an answer cannot come through it. No cookie is kept: it would
     tell a server that two accounts are one person's, or let one answer for the other.
     """
 
@@ -68,10 +71,12 @@ class HttpClient:
         with self._lock:
             client = self._clients.get(plain)
             if client is None:
+                trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else self._trust()
                 client = self._clients[plain] = httpx2.Client(
-                    verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else self._trust(),
+                    verify=trust,
                     follow_redirects=False,
                     trust_env=not plain,
+                    mounts=None if plain else _past_the_gateway(trust),
                     cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
                     headers={"user-agent": "valetkey", "accept": "application/json"},
                 )
@@ -161,6 +166,19 @@ class HttpClient:
             for client in self._clients.values():
                 client.close()
             self._clients.clear()
+
+
+def _past_the_gateway(trust: ssl.SSLContext | bool) -> dict[str, httpx2.BaseTransport | None] | None:
+    """Give what takes the place of a proxy of the environment that is a gateway: the one beside it, or none.
+
+    What NO_PROXY excepts is more special than this, and stays excepted. None: there is no gateway.
+    """
+    if not variables_of_gateway(os.environ):
+        return None
+    named = proxies_named(without_gateway(os.environ))
+    _, url = named.get("https") or named.get("all") or ("", "")
+    proxy = url if "://" in url or not url else f"http://{url}"
+    return {"https://": httpx2.HTTPTransport(verify=trust, proxy=proxy) if proxy else None}
 
 
 def translate(error: httpx2.HTTPError | httpx2.InvalidURL, url: str) -> TransportError:

@@ -189,6 +189,7 @@ def running_gateway(
     dialler: Dialler | None = None,
     plain_loop: bool = False,
     logged_in: bool = True,
+    port: int = 0,
 ) -> Iterator[RunningGateway]:
     """Run it until the block ends; all its providers have an account with KEY, unless `logged_in` says otherwise."""
     clock = clock or SystemClock()
@@ -210,7 +211,11 @@ def running_gateway(
             authority=Authority(Paths(home=home), clock),
             settings=settings,
         )
+<<<<<<< HEAD
         await running.gateway.start(port=0)
+=======
+        await running.gateway.start(port=port, unix_path=unix_path)
+>>>>>>> w/proxyfix
         ready.set()
         await stop.wait()
         await running.gateway.drain(0)

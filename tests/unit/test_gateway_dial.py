@@ -532,18 +532,30 @@ async def test_what_can_be_told_from_the_name_is_refused_before_the_proxy(
 
 
 async def test_near_hosts_plain_http_and_excepted_hosts_go_past_the_proxy(
-    certificate_authority: CertificateAuthority, named: Echo, echo: Echo
+    certificate_authority: CertificateAuthority, named: Echo, echo: Echo, echo_tls: Echo
 ) -> None:
     with ConnectProxy({}) as proxy:
         environ = {"HTTPS_PROXY": f"http://127.0.0.1:{proxy.port}", "HTTP_PROXY": f"http://127.0.0.1:{proxy.port}"}
         here = resolver(["127.0.0.1"])
-        await ask(dialler(certificate_authority, environ=environ, resolve=here), named.port)
-        await ask(dialler(certificate_authority, environ=environ, resolve=here), echo.port, scheme="http")
+        for near in ("localhost", "127.0.0.1"):
+            await ask(dialler(certificate_authority, environ=environ), echo_tls.port, host=near)
+        await ask(dialler(environ=environ, resolve=here), echo.port, scheme="http")
         environ["NO_PROXY"] = "other.test, .acme.test"
         # It is on its own then, so it is resolved and refused.
         with pytest.raises(AddressRefused):
             await ask(dialler(environ=environ, resolve=here), named.port, near_allowed=False)
         assert proxy.heads == []
+
+
+@pytest.mark.parametrize("near_allowed", [False, True])
+async def test_a_name_that_may_be_near_is_the_proxy_s_to_resolve_as_others_are(
+    near_allowed: bool, certificate_authority: CertificateAuthority, named: Echo
+) -> None:
+    with ConnectProxy({f"{HOST}:{named.port}": named.port}) as proxy:
+        environ = {"HTTPS_PROXY": f"http://127.0.0.1:{proxy.port}"}
+        dial = dialler(certificate_authority, environ=environ, resolve=resolver(["127.0.0.1"]))
+        await ask(dial, named.port, near_allowed=near_allowed)
+    assert len(proxy.heads) == 1
 
 
 async def test_a_silent_proxy_is_given_up(certificate_authority: CertificateAuthority) -> None:
@@ -629,3 +641,36 @@ def test_a_proxy_that_cannot_be_used_is_told_and_not_passed_by(text: str) -> Non
     with pytest.raises(ConfigError, match="HTTPS_PROXY") as caught:
         Dialler(ca_file=None, environ={"HTTPS_PROXY": text})
     assert "secret-word" not in caught.value.message + caught.value.hint
+
+
+VALET = "vk_" + "0" * 12 + "_" + "a1" * 32
+
+
+@pytest.mark.parametrize("url", [f"http://x:{VALET}@127.0.0.1:4380", f"{VALET}@gateway.test:1", f"socks5://{VALET}@h"])
+def test_a_proxy_with_a_valet_key_is_as_good_as_not_set(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert proxies({"HTTPS_PROXY": url}).proxy_for(HOST, 443) is None
+    assert len(caplog.records) == 1
+    assert "HTTPS_PROXY" in caplog.text
+    assert VALET not in caplog.text
+    others = {"https_proxy": url, "ALL_PROXY": url, "HTTPS_PROXY": "http://company.test:3128"}
+    assert str(proxies(others).proxy_for(HOST, 443)) == "company.test:3128"
+    assert len(caplog.records) == 2
+
+
+async def test_where_all_addresses_are_ours_each_address_of_this_machine_is() -> None:
+    for number, ours in (("127.0.0.9", True), ("::1", True), ("192.0.2.7", False)):
+        tunnels = proxies({"HTTPS_PROXY": "http://me:word@box.test:4380"})
+        await tunnels.leave_out([("0.0.0.0", 4380), ("::", 4380)], resolver([number]))
+        assert (tunnels.proxy_for(HOST, 443) is None) is ours
+
+
+async def test_the_next_proxy_takes_the_place_of_our_own() -> None:
+    tunnels = proxies({"HTTPS_PROXY": "http://127.0.0.1:4380", "ALL_PROXY": "http://company.test:3128"})
+    await tunnels.leave_out([("127.0.0.1", 4380)], resolver([]))
+    assert str(tunnels.proxy_for(HOST, 443)) == "company.test:3128"
+
+
+async def test_a_proxy_whose_name_is_not_known_stays() -> None:
+    tunnels = proxies({"HTTPS_PROXY": "http://nowhere.invalid:4380"})
+    await tunnels.leave_out([("127.0.0.1", 4380)], system_resolver)
+    assert tunnels.proxy_for(HOST, 443) is not None

@@ -28,6 +28,7 @@ def serve(state: State, *, host: str | None, port: int | None, idle_exit: float 
     import valetkey
     from valetkey.gateway.process import Listening, harden
     from valetkey.gateway.process import serve as run
+    from valetkey.proxies import variables_of_gateway
 
     harden()
     config, settings_idle = state.config, state.config.seconds("gateway.idle_exit_seconds")
@@ -48,9 +49,14 @@ def serve(state: State, *, host: str | None, port: int | None, idle_exit: float 
         if background:
             _let_go()
 
+    # What reads the process's own environment (the exporter of traces, a command for the store's key) must not come
+    # back to us; the gateway reads the whole of it, and says what it ignores.
+    environ = dict(state.environ)
+    for name in variables_of_gateway(os.environ):
+        del os.environ[name]
     status = run(
         config,
-        environ=state.environ,
+        environ=environ,
         clock=state.clock,
         version=valetkey.__version__,
         listening=listening,

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from valetkey import serving
 from valetkey.config import Paths
 from valetkey.errors import GatewayDown, GatewayFailed, ValetkeyError
+from valetkey.proxies import without_gateway
 from valetkey.stores import modes
 from valetkey.stores.locks import try_lock_file
 
@@ -125,7 +126,8 @@ def _spawn(home: str, environ: Mapping[str, str]) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**environ, "VALETKEY_HOME": home},
+        # Our shell may be set up for this very gateway.
+        env={**without_gateway(environ), "VALETKEY_HOME": home},
         start_new_session=True,
     ) as process:
         assert process.stdout is not None  # noqa: S101  # it was asked for

@@ -53,6 +53,10 @@ class Dialler:
         self._resolve = resolve
         self._seconds = timeout_seconds
 
+    async def listening(self, addresses: Sequence[tuple[str, int]]) -> None:
+        """Take it that we listen there: a proxy at such an address counts as not set. Raises: ConfigError."""
+        await self._tunnels.leave_out(addresses, self._resolve)
+
     async def dial(
         self, protocol_factory: Callable[[], P], *, scheme: str, host: str, port: int, near_allowed: bool
     ) -> tuple[asyncio.Transport, P]:
@@ -60,8 +64,9 @@ class Dialler:
 
         `scheme` is https, http, or tunnel: bytes that are the client's own TLS, for all that we know.
 
-        `near_allowed`: the host may be on this machine or a private network, and no proxy is asked. Plain http goes
-        nowhere else.
+        `near_allowed`: the host may be on this machine or a private network. One that can be told to be there, by its
+        name or number, is reached without a proxy; any other name is the proxy's to resolve, where there is one. Plain
+        http goes to such hosts alone, and never through a proxy.
         Raises: AddressRefused, NameNotResolved, ConnectTimeout, TlsFailed, Unreachable; nothing was sent in any case.
         """
         host = host[1:-1] if host.startswith("[") else host
@@ -69,7 +74,7 @@ class Dialler:
         end = asyncio.get_running_loop().time() + self._seconds
         try:
             async with asyncio.timeout_at(end):
-                if scheme != "http" and not near_allowed:
+                if scheme != "http" and not (near_allowed and _is_near(host)):
                     proxy = self._tunnels.proxy_for(host, port)
                     if proxy is not None:
                         _check_unresolved(host)
@@ -136,11 +141,14 @@ def _check_name(host: str) -> None:
 
 
 def _check_unresolved(host: str) -> None:
-    kind = standing(host)
-    if kind == "never":
+    if standing(host) == "never":
         _refuse(host)
-    if kind == "near" or is_near(host):
+    if _is_near(host):
         _refuse(host, near=True)
+
+
+def _is_near(host: str) -> bool:
+    return is_near(host) or standing(host) == "near"
 
 
 def _refuse(host: str, *, near: bool = False, plain: bool = False) -> NoReturn:

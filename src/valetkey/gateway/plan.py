@@ -58,7 +58,7 @@ class Plan:
         "host",
         "host_name",
         "method",
-        "near",
+        "near_allowed",
         "origin",
         "path",
         "pool_key",
@@ -92,7 +92,9 @@ class Plan:
         self.port = 0 if target is None else target.port
         self.scheme = "https" if target is None else target.scheme
         self.origin = f"{self.scheme}://{self.host}"
-        self.near = self.ref is not None and (
+        # Who declares a provider says where its server is; a built-in one is on the internet, or says that it is near.
+        # Whether a proxy is asked is the dialler's to see from the host.
+        self.near_allowed = self.ref is not None and (
             is_near(self.host_name) or (provider is not None and provider.origin != "built-in")
         )
         # A text: it is hashed once.

@@ -1,27 +1,36 @@
 """The proxy that the environment wants between us and the internet: which one, for which hosts, and how to get through.
 
 HTTPS_PROXY, ALL_PROXY and NO_PROXY mean what they mean to Python's urllib.request. Only https goes through: of plain
-http the proxy would read the credential.
+http the proxy would read the credential. A proxy that is the gateway itself counts as not set: a user may start the
+gateway in a shell that is set up to use it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import ipaddress
+import logging
 import re
+import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from valetkey.credential import Secret
 from valetkey.errors import ConfigError, Unreachable
+from valetkey.proxies import proxies_named, variables_of_gateway, without_gateway
 
 __all__ = ["Proxy", "ProxyFailed", "Tunnels", "proxy_of"]
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
+log = logging.getLogger(__name__)
+
+# Whether a name is our own is worth this much of the start.
+_RESOLVE_SECONDS = 2.0
 # No proxy says more before the tunnel begins; what it says is thrown away.
 _MAX_HEAD = 16 * 1024
 _STATUS = re.compile(rb"HTTP/1\.[01] ([2-5][0-9][0-9])(?: [^\r\n]*)?\r\n")
@@ -43,7 +52,7 @@ class Proxy:
 
 def proxy_of(environ: Mapping[str, str]) -> Proxy | None:
     """Give the proxy for https. Raises: ConfigError, without a word of what may be a password."""
-    variables = _variables(environ)
+    variables = proxies_named(environ)
     found = variables.get("https") or variables.get("all")
     if found is None:
         return None
@@ -77,30 +86,31 @@ def _unusable(variable: str, what: str) -> ConfigError:
     )
 
 
-def _variables(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Give what each `…_proxy` names, with its variable's name. Written in lower case it wins, and empty it ends it."""
-    found: dict[str, tuple[str, str]] = {}
-    for name, value in environ.items():
-        if value and name.lower().endswith("_proxy"):
-            found[name.lower()[:-6]] = name, value
-    for name, value in environ.items():
-        if name.endswith("_proxy"):
-            if value:
-                found[name.lower()[:-6]] = name, value
-            else:
-                found.pop(name.lower()[:-6], None)
-    return found
-
-
 class Tunnels:
     """Ways through the proxy of `environ`, where there is one. `context` verifies the proxy and the hosts behind it."""
 
     def __init__(self, environ: Mapping[str, str], context: ssl.SSLContext) -> None:
-        self._proxy = proxy_of(environ)
+        if ours := variables_of_gateway(environ):
+            log.warning("%s holds a valet key, so it names a gateway: it is ignored", " and ".join(sorted(ours)))
+        self._environ = without_gateway(environ)
+        self._proxy = proxy_of(self._environ)
         self._context = context
-        _, excepted = _variables(environ).get("no", ("", ""))
+        _, excepted = proxies_named(self._environ).get("no", ("", ""))
         self._everything = excepted == "*"
         self._excepted = [name.strip().lstrip(".").lower() for name in excepted.split(",") if name.strip()]
+
+    async def leave_out(
+        self, addresses: Sequence[tuple[str, int]], resolve: Callable[[str], Awaitable[Sequence[str]]]
+    ) -> None:
+        """Do without a proxy at one of these addresses, which are our own. Raises: ConfigError, of the next one."""
+        while (proxy := self._proxy) is not None:
+            ours = {_number(host) for host, port in addresses if port == proxy.port}
+            # A name is looked up only where the port is ours already.
+            if not ours or not any(_is_among(number, ours) for number in await _numbers(proxy.host, resolve)):
+                return
+            log.warning("%s names this gateway's own address: it is ignored", proxy.variable)
+            del self._environ[proxy.variable]
+            self._proxy = proxy_of(self._environ)
 
     def proxy_for(self, host: str, port: int) -> Proxy | None:
         """Give the proxy for this host; None where it is reached without one."""
@@ -225,3 +235,51 @@ class ProxyFailed(Exception):
 
 def _authority(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+# --- our own address -------------------------------------------------------------------------
+
+
+def _number(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Give an address in the one form that is compared; None for a name."""
+    try:
+        found = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return (found.ipv4_mapped or found) if isinstance(found, ipaddress.IPv6Address) else found
+
+
+async def _numbers(
+    host: str, resolve: Callable[[str], Awaitable[Sequence[str]]]
+) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    if (number := _number(host)) is not None:
+        return [number]
+    try:
+        async with asyncio.timeout(_RESOLVE_SECONDS):
+            found = await resolve(host)
+    except (OSError, UnicodeError):  # a TimeoutError is an OSError
+        return []
+    return [number for text in found if (number := _number(text)) is not None]
+
+
+def _is_among(
+    number: ipaddress.IPv4Address | ipaddress.IPv6Address,
+    ours: set[ipaddress.IPv4Address | ipaddress.IPv6Address | None],
+) -> bool:
+    if number.is_unspecified:
+        # Whoever connects to it gets to this machine's loopback address.
+        number = ipaddress.ip_address("127.0.0.1" if number.version == 4 else "::1")
+    if number in ours:
+        return True
+    everywhere = any(our is not None and our.is_unspecified and our.version == number.version for our in ours)
+    return everywhere and _is_of_this_machine(number)
+
+
+def _is_of_this_machine(number: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    family = socket.AF_INET if number.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as trying:
+            trying.bind((str(number), 0))
+    except OSError:
+        return False
+    return True
