@@ -211,11 +211,7 @@ def running_gateway(
             authority=Authority(Paths(home=home), clock),
             settings=settings,
         )
-<<<<<<< HEAD
-        await running.gateway.start(port=0)
-=======
-        await running.gateway.start(port=port, unix_path=unix_path)
->>>>>>> w/proxyfix
+        await running.gateway.start(port=port)
         ready.set()
         await stop.wait()
         await running.gateway.drain(0)

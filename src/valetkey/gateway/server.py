@@ -95,13 +95,11 @@ class Gateway:
 
     # --- the process's side ------------------------------------------------------------------
 
-<<<<<<< HEAD
     async def start(self, *, host: str = "127.0.0.1", port: int = 4380, listening: socket.socket | None = None) -> None:
-        """Listen at a port (0 takes any free one), and at a socket that is bound already. Raises: OSError."""
-=======
-    async def start(self, *, host: str = "127.0.0.1", port: int = 4380, unix_path: Path | None = None) -> None:
-        """Listen; `port` 0 takes any free one. Raises: GatewayFailed; ConfigError, for a proxy that cannot be used."""
->>>>>>> w/proxyfix
+        """Listen at a port (0 takes any free one), and at a socket that is bound already.
+
+        Raises: OSError; ConfigError, for a proxy that cannot be used.
+        """
         self.ring.refresh()
         try:
             self._servers.append(await self.loop.create_server(self._accepted, host, port, backlog=_BACKLOG))
@@ -111,17 +109,10 @@ class Gateway:
         except OSError:
             for server in self._servers:
                 server.close()
-<<<<<<< HEAD
             if listening is not None:
                 listening.close()
             raise
-=======
-            raise GatewayFailed(
-                f"the gateway cannot listen on {host}:{port}: {(error.strerror or 'unknown error').lower()}",
-                hint="end what holds the port, or set gateway.port in config.toml",
-            ) from error
         await self._dialler.listening([tcp.getsockname()[:2] for tcp in self._servers[0].sockets])
->>>>>>> w/proxyfix
         # What is there now stays: the collector need not look at it again and again.
         gc.freeze()
         self._tick()
