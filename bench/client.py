@@ -201,6 +201,7 @@ wrk.method = "POST"
 wrk.body = [==[%s]==]
 wrk.headers["Content-Type"] = "application/json"
 wrk.headers["Authorization"] = "Bearer %s"
+%s
 done = function(summary, latency, requests)
   local e = summary.errors
   io.write(string.format('\\n{"requests":%%d,"us":%%d,"errors":%%d,"p50":%%d,"p99":%%d}\\n', summary.requests,
@@ -210,10 +211,23 @@ end
 """
 
 
-def wrk(address: Address, *, connections: int, seconds: float, on: Cores, proxy: Process | None) -> Load:
-    """Ask over so many connections, each as soon as it has its answer."""
+# A header that is another one in each request, as an id for tracing is.
+_VARIED = """
+local count = 0
+request = function()
+  count = count + 1
+  wrk.headers["X-Request-Id"] = string.format("%016x", count)
+  return wrk.format()
+end
+"""
+
+
+def wrk(
+    address: Address, *, connections: int, seconds: float, on: Cores, proxy: Process | None, varied: bool = False
+) -> Load:
+    """Ask over so many connections, each as soon as it has its answer; `varied`: no head is like the one before."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua", prefix="bench-") as script:  # mode 0600: the key is in it
-        script.write(_SCRIPT % (QUESTION.decode(), address.token))
+        script.write(_SCRIPT % (QUESTION.decode(), address.token, _VARIED if varied else ""))
         script.flush()
         argv = ["taskset", "-c", str(on.load), tool("wrk"), "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s"]
         before, load_busy, proxy_busy = proxy.cpu_seconds() if proxy else 0, Busy(on.load), Busy(on.proxy)

@@ -152,16 +152,20 @@ def taking_part(names: Sequence[str], there: Upstreams, folder: Path, on: Cores)
 
 
 def part_load(bench: Bench) -> None:
+    everyone = bench.everyone
+    if bench.gateway:
+        everyone.append(replace(bench.gateway, name="Valetkey, no head like another", varied=True))
     for connections in CONNECTIONS:
-        taken: dict[str, list[Load]] = {target.name: [] for target in bench.everyone}
+        taken: dict[str, list[Load]] = {target.name: [] for target in everyone}
         for round_ in range(bench.size.rounds + 1):
-            for target in bench.everyone:
+            for target in everyone:
                 figures = wrk(
                     target.fast,
                     connections=connections,
                     seconds=bench.size.seconds if round_ else 1,
                     on=bench.on,
                     proxy=target.process,
+                    varied=target.varied,
                 )
                 if round_:  # the first one warms up
                     taken[target.name].append(figures)

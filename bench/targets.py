@@ -48,6 +48,8 @@ class Target:
     fast: Address
     slow: Address | None = None
     process: Process | None = None
+    # Whether each request gets a head of its own.
+    varied: bool = False
 
 
 Start = Callable[[Upstreams, Path, Cores], contextlib.AbstractContextManager[Target]]

@@ -12,6 +12,7 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, TextIO
 from urllib.parse import quote, quote_plus
 
@@ -30,6 +31,7 @@ _SHORTEST_REAL = 16
 _SHORTEST = 6
 # A process that runs for months makes new tokens every hour; the oldest are dead by then.
 _KEPT = 4096
+_BY_HTML = re.compile(r"[+=&<>'\"]")
 _ESCAPE = re.compile("%[0-9A-F]{2}")
 _forms: OrderedDict[str, tuple[str, ...]] = OrderedDict()
 # The known secrets by the first characters of their forms: a text is searched once, however many secrets there are.
@@ -110,6 +112,13 @@ def _encodings(value: str) -> Iterator[str]:
     yield value.encode("unicode_escape").decode()
     yield json.dumps(value)[1:-1]
     yield json.dumps(value)[1:-1].replace("/", "\\/")  # as PHP writes it
+    # As .NET and Gson write JSON, in both spellings; and as a form that escapes only what it must.
+    for digits in ("04X", "04x"):
+        yield _BY_HTML.sub(partial(_as_unicode, digits), value)
+    yield value.replace("+", "%2B")
+    yield value.replace("+", "%2b")
+    if len(value) > _SHORTEST_REAL:
+        yield value.rstrip("=")
     data = value.encode(errors="surrogatepass")
     for encoded in (quote(data), quote(data, safe=""), quote_plus(data)):
         yield encoded
@@ -124,6 +133,10 @@ def _encodings(value: str) -> Iterator[str]:
             yield encoded.replace("+", "-").replace("/", "_")
     yield base64.b64encode(data).decode()
     yield base64.urlsafe_b64encode(data).decode()
+
+
+def _as_unicode(digits: str, found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):{digits}}"
 
 
 def holds_secret(text: str, credential: Credential | None) -> bool:

@@ -435,7 +435,7 @@ def test_a_held_request_waits_for_a_person(
     policy.write_text(f'default = "allow"\n[[rule]]\nask = "POST {server.url.partition("//")[2]}/**"\n')
     declare(line, server.url)
     with background(line), ThreadPoolExecutor(1) as pool:
-        assert line("approvals", "list", "--json").json == {"approvals": []}
+        assert line("approvals", "list", "--json").json["approvals"] == []
         assert "Nothing waits" in line("approvals", "list").out
         key = make_key(line, "--policy", str(policy))
         asked = pool.submit(ask, line, key, "/acme/images/hold", method="POST")

@@ -105,4 +105,4 @@ def example(text: str, *, near: bool) -> tuple[str, str]:
     if near:
         path = re.sub(r"(.*[A-Za-z_])", r"\1x", path, count=1)
     body = path.removesuffix("/**").replace("**", "a/b").replace("*", "a")
-    return ("POST" if method == "*" else method), body + ("/y" if path.endswith("/**") else "")
+    return ("POST" if method == "*" else method.partition(",")[0]), body + ("/y" if path.endswith("/**") else "")

@@ -41,7 +41,7 @@ async def settled_down() -> None:
 
 
 async def begun(approvals: Approvals, *, of: str = "one", **more: str) -> asyncio.Task[Outcome]:
-    task = asyncio.ensure_future(approvals.wait(hold(**more), client=client(of), summary=""))
+    task = asyncio.ensure_future(approvals.wait(hold(**more), client=client(of), name=""))
     await settled_down()
     return task
 
@@ -160,7 +160,7 @@ async def test_what_is_shown_has_no_secret_and_no_control_character(
 ) -> None:
     held = hold(path=f"/v1/keys/{KEY}", query=f"key={KEY}", reason=f"no {TOKEN}")
     with caplog.at_level(logging.DEBUG):
-        task = asyncio.ensure_future(approvals.wait(held, client=client(), summary=f"\x1b[2J {KEY} " + "x" * 1000))
+        task = asyncio.ensure_future(approvals.wait(held, client=client(), name=f"\x1b[2J {KEY} " + "x" * 1000))
         await settled_down()
         (pending,) = approvals.pending()
         approvals.settle(pending.id, True, f"alice\n{KEY}")
@@ -171,8 +171,8 @@ async def test_what_is_shown_has_no_secret_and_no_control_character(
     shown = f"{asdict(pending)} {approvals.recent()} {caplog.text}"
     assert KEY not in shown
     assert TOKEN not in shown
-    assert "\x1b" not in pending.summary
-    assert len(pending.summary) == 300
+    assert "\x1b" not in pending.client_name
+    assert len(pending.client_name) == 300
     assert approvals.recent()[0].by == "alice?[secret]"
 
 

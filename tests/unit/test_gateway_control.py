@@ -62,6 +62,9 @@ class Scripted:
     def stop(self, *, now: bool) -> None:
         self.asked.append(("stop", now))
 
+    def settled(self) -> list[dict[str, object]]:
+        return []
+
     def pending(self) -> list[dict[str, object]]:
         return [{"id": "1a2b", "since": datetime(2026, 11, 22, tzinfo=UTC)}]
 
@@ -95,6 +98,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "control.sock"
 
 
+WAITING = {"id": "1a2b", "since": "2026-11-22T00:00:00Z"}
+
+
 @pytest.mark.parametrize(
     ("method", "url", "body", "answer", "asked"),
     [
@@ -106,7 +112,13 @@ def path(tmp_path: Path) -> Path:
         ("POST", "/unlock", {"passphrase": "right"}, {"locked": False}, ["right"]),
         ("POST", "/stop", None, {"stopping": True, "pid": os.getpid()}, [("stop", False)]),
         ("POST", "/stop", {"now": True}, {"stopping": True, "pid": os.getpid()}, [("stop", True)]),
-        ("GET", "/approvals", None, {"approvals": [{"id": "1a2b", "since": "2026-11-22T00:00:00Z"}]}, []),
+        (
+            "GET",
+            "/approvals",
+            None,
+            {"approvals": [{"id": "1a2b", "since": "2026-11-22T00:00:00Z"}], "settled": []},
+            [],
+        ),
     ],
 )
 async def test_each_call_does_its_one_thing(

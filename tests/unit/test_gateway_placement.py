@@ -150,3 +150,16 @@ def test_the_valet_key_of_somebody_else_reaches_no_provider_either(tmp_path: Pat
         with gateway.raw() as client:
             assert client.send(asked(gateway, "/acme/x", shown, other)).answer()[0] == 400
     assert upstream.requests == []
+
+
+def test_a_key_that_stands_twice_in_a_body_is_put_in_nowhere(tmp_path: Path) -> None:
+    with (
+        Upstream() as upstream,
+        running_gateway(placed(upstream.url, replace={"body": "{key}"}), home=tmp_path) as gateway,
+    ):
+        token = gateway.key()
+        body = f'{{"key": "{token}", "hook": "https://elsewhere.example/?k={token}"}}'
+        head = f"POST /acme/x HTTP/1.1\r\nHost: g\r\nx-api-key: {token}\r\nContent-Length: {len(body)}\r\n\r\n"
+        with gateway.raw() as client:
+            assert client.send(head + body).answer()[0] == 400
+    assert upstream.requests == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import quote
 
 import click
@@ -20,10 +21,15 @@ def approvals(state: State) -> None:
 
 
 @command("list", short_help="Show what waits for a decision.")
-def list_approvals(state: State) -> None:
-    """Show the requests that wait for a decision, the oldest first."""
-    found = serving.ask(str(state.paths.home), "GET", "/approvals")["approvals"]
-    state.emit({"approvals": found})
+@click.option("--settled", is_flag=True, help="Show what was decided, and by whom, since the gateway runs.")
+def list_approvals(state: State, *, settled: bool) -> None:
+    """Show the requests that wait for a decision, the oldest first; with --settled what became of others."""
+    told = serving.ask(str(state.paths.home), "GET", "/approvals")
+    found = told["approvals"]
+    state.emit({"approvals": found, "settled": told["settled"]})
+    if settled:
+        _say_settled(state, told["settled"])
+        return
     if not found:
         state.say("Nothing waits for a decision.")
         return
@@ -31,16 +37,35 @@ def list_approvals(state: State) -> None:
     rows = [
         (
             a["id"],
-            a["client"],
+            a["client_name"] or a["client"],
             a["account"] or "-",
             f"{a['method']} {a['url']}",
-            a["summary"] or "-",
+            a["reason"] or "-",
             ago(_time(a["since"]), now),
             until(_time(a["until"]), now),
         )
         for a in found
     ]
-    state.table(("ID", "KEY", "ACCOUNT", "REQUEST", "WHAT", "ASKED", "ENDS"), rows)
+    state.table(("ID", "KEY", "ACCOUNT", "REQUEST", "WHY", "ASKED", "ENDS"), rows)
+
+
+def _say_settled(state: State, settled: list[dict[str, Any]]) -> None:
+    if not settled:
+        state.say("Nothing was decided since the gateway runs.")
+        return
+    now = state.clock.now()
+    rows = [
+        (
+            s["pending"]["id"],
+            s["pending"]["client_name"] or s["pending"]["client"],
+            f"{s['pending']['method']} {s['pending']['url']}",
+            s["outcome"],
+            s["by"] or "-",
+            ago(_time(s["at"]), now),
+        )
+        for s in settled
+    ]
+    state.table(("ID", "KEY", "REQUEST", "OUTCOME", "BY", "WHEN"), rows)
 
 
 @command("approve", short_help="Let a request through.")

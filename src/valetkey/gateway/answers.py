@@ -109,6 +109,16 @@ def no_key(*, proxy: bool, why: str | None) -> Answer:
     return Answer(401, "key_refused", {"message": message, "hint": hint}, headers)
 
 
+def key_in_request() -> Answer:
+    """Give the answer to a request that would carry a valet key to a provider."""
+    return failed(
+        400,
+        "key_in_request",
+        "the request holds a valet key where it would reach the provider",
+        "put the key where the provider's own key goes, and there alone",
+    )
+
+
 def too_many(wait_seconds: float) -> Answer:
     """Give the answer to a key that has reached a limit; the wait is rounded up (RFC 9110 section 10.2.3)."""
     return Answer(

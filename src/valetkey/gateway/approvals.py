@@ -37,13 +37,13 @@ class Pending:
 
     id: str
     client: str
+    client_name: str
     account: str
     method: str
     url: str
     rule: str
     place: str
     reason: str
-    summary: str
     since: datetime
     until: datetime
 
@@ -74,15 +74,15 @@ class Approvals:
         self._entries: dict[str, _Entry] = {}
         self._settled: deque[Settled] = deque(maxlen=_KEPT)
 
-    async def wait(self, hold: Hold, *, client: Client, summary: str = "") -> Outcome:
-        """Wait until somebody settles it, 180 s at most. Cancelling it takes the request away.
+    async def wait(self, hold: Hold, *, client: Client, name: str = "") -> Outcome:
+        """Wait until somebody settles it, 180 s at most. Cancelling it takes the request away. `name` is the client's.
 
         Where too many wait already it is denied at once; `no_room` says why.
         """
         if self.no_room(client) is not None:
             _log.warning("denied without asking, for too many wait: %s", client.id)
             return "denied"
-        entry = self._enter(hold, client, summary)
+        entry = self._enter(hold, client, name)
         timer = asyncio.ensure_future(self._time_out(entry))
         outcome: Outcome | Literal["gone"] = "gone"
         try:
@@ -124,19 +124,19 @@ class Approvals:
         # After a suspend the timer may come later than its time.
         return not entry.decision.done() and self._clock.monotonic() < entry.ends
 
-    def _enter(self, hold: Hold, client: Client, summary: str) -> _Entry:
+    def _enter(self, hold: Hold, client: Client, name: str) -> _Entry:
         then, now = hold.then, self._clock.now()
         target = then.target
         pending = Pending(
             id=secrets.token_hex(4),
             client=client.id,
+            client_name=_shown(name),
             account="" if then.grant is None else str(then.grant),
             method=then.method,
             url=_shown(f"{target.scheme}://{target.authority}{target.path}"),
             rule=hold.rule.text,
             place=hold.rule.place,
             reason=_shown(hold.reason),
-            summary=_shown(summary),
             since=now,
             until=now + timedelta(seconds=WAIT_SECONDS),
         )

@@ -98,11 +98,13 @@ class Up:
         self._held = None
 
 
-def sampled(kept: list[bytes] | None, data: bytes) -> list[bytes]:
+def sampled(kept: bytearray | None, data: bytes) -> bytearray:
     """Give what is kept of a body for the trace, with the next piece: its beginning."""
-    kept = kept or []
-    room = BODY_LIMIT_BYTES - sum(map(len, kept))
-    return [*kept, data[:room]] if room > 0 else kept
+    kept = bytearray() if kept is None else kept
+    room = BODY_LIMIT_BYTES - len(kept)
+    if room > 0:
+        kept += data[:room]
+    return kept
 
 
 class Down:
@@ -144,12 +146,12 @@ class Down:
         self._trailers: list[Header] = []
         self._done = False
         # The beginning of the body, for the trace, where that is wanted.
-        self._sample: list[bytes] | None = [] if keep else None
+        self._sample: bytearray | None = bytearray() if keep else None
 
     @property
     def sample(self) -> bytes | None:
         """The beginning of the body, where it was kept."""
-        return None if self._sample is None else b"".join(self._sample)
+        return None if self._sample is None else bytes(self._sample)
 
     def feed(self, data: bytes) -> None:
         """Take a piece from the provider. Raises: UnclearAnswer, from the decoder."""

@@ -23,6 +23,8 @@ __all__ = ["ClientConnection"]
 
 log = logging.getLogger(__name__)
 
+# Nobody sends so many requests before the first is answered; they are memory that costs the sender nothing.
+_MOST_WAITING = 500
 # A body that is not wanted yet stops the reading at this.
 _MAX_WAITING_BYTES = 64 * 1024
 _TOO_LONG = "has a head, trailers or chunk extensions longer than 64 KiB"
@@ -34,7 +36,6 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_full",
         "_headers",
-        "_in_head",
         "_lengths",
         "_line",
         "_parser",
@@ -48,6 +49,7 @@ class ClientConnection(asyncio.Protocol):
         "deadline",
         "gateway",
         "half_closed",
+        "known",
         "last",
         "queue",
         "relaying",
@@ -63,6 +65,8 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = 0.0
         self.closing = False
         self.half_closed = False
+        # Whether it has shown a key that counts.
+        self.known = False
         self.relaying = False
         # The last request that was sent on: most clients send nearly the same head again.
         self.last: Repeat | None = None
@@ -73,7 +77,6 @@ class ClientConnection(asyncio.Protocol):
         self._lengths: list[bytes] = []
         # Bytes of a request line that is not whole yet; None while inside a message.
         self._line: bytes | None = b""
-        self._in_head = True
         self._seen = 0
         # As the first line has it; empty where it was not looked at, behind another request in one piece.
         self._version = ""
@@ -89,10 +92,12 @@ class ClientConnection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         self._parser = httptools.HttpRequestParser(self)
         self.gateway.connections.add(self)
+        self.known = self.tunnel is not None
         self.deadline = self.gateway.tick + self.gateway.settings.head_seconds
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.gateway.make_room(self)
         if self._line:
             early, self._line = self._line, b""
             self.data_received(early)
@@ -108,6 +113,7 @@ class ClientConnection(asyncio.Protocol):
         if self.last is not None and self._line == b"" and not self.queue and self._repeated(self.last, data):
             return
         beginning = False
+        before = self.queue[0] if self.queue else None
         if self._line is not None:
             whole = self._request_line(data)
             if whole is None:
@@ -129,7 +135,8 @@ class ClientConnection(asyncio.Protocol):
         queue = self.queue
         if queue:
             front = queue[0]
-            if beginning and len(queue) == 1 and front.body_complete:
+            if beginning and len(queue) == 1 and front is not before and front.body_complete:
+                # All of this request, and nothing else, came in this piece.
                 front.raw_head = data[: data.find(b"\r\n\r\n") + 4]
             if not front.started:
                 self._advance()
@@ -151,8 +158,8 @@ class ClientConnection(asyncio.Protocol):
             return False
         exchange = Exchange(self, last.method, last.url, last.version, last.keep_alive, last.headers, [])
         if body:
-            exchange.up.take(body)
-        exchange.up.complete = True
+            exchange.body(body)
+        exchange.body_end()
         self.queue.append(exchange)
         exchange.start_again(last, len(body))
         return True
@@ -315,7 +322,6 @@ class ClientConnection(asyncio.Protocol):
         self._url = b""
         self._headers = []
         self._lengths = []
-        self._in_head = True
         self._receiving = None
         self._line = None
 
@@ -340,8 +346,10 @@ class ClientConnection(asyncio.Protocol):
         parser = self._parser
         if parser is None or self._stopped:
             return
-        self._in_head = False
         seen, self._seen = self._seen, 0
+        if len(self.queue) >= _MOST_WAITING:
+            self._stop()
+            return
         self._receiving = exchange = Exchange(
             self,
             parser.get_method(),
@@ -363,7 +371,6 @@ class ClientConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Tell the request's end."""
-        self._in_head = True
         self._line = b""
         self._version = ""
         if self._receiving is not None:
@@ -379,7 +386,7 @@ class ClientConnection(asyncio.Protocol):
             self._end(exchange)
             return
         if self._stopped and not self.queue:
-            self.close()
+            self._end(exchange)
             return
         self.deadline = self.gateway.tick + self.gateway.settings.idle_seconds
         if self._paused_by:

@@ -80,6 +80,10 @@ class Asked(Protocol):
         """Give what waits for a person."""
         ...
 
+    def settled(self) -> list[dict[str, object]]:
+        """Give what waits no more."""
+        ...
+
     def settle(self, id: str, *, approved: bool, by: str) -> None:
         """Decide on one of them. Raises: UnknownApproval."""
         ...
@@ -118,7 +122,7 @@ def application(asked: Asked) -> Starlette:
         return {"stopping": True, "pid": os.getpid()}
 
     async def approvals(_: Request) -> Mapping[str, object]:
-        return {"approvals": asked.pending()}
+        return {"approvals": asked.pending(), "settled": asked.settled()}
 
     async def settle(request: Request) -> Mapping[str, object]:
         approved = (await _body(request)).get("approve")

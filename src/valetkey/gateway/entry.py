@@ -45,7 +45,7 @@ def row_of(
             None if reader is None else reader.model,
             None if counted is None else counted.input_tokens,
             None if counted is None else counted.output_tokens,
-            None if sent is None else b"".join(sent),
+            None if sent is None else bytes(sent),
             None if down is None else down.sample,
         ),
     )

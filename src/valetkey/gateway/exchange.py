@@ -35,6 +35,7 @@ from valetkey.gateway.relay import Relay
 from valetkey.gateway.repeat import Repeat
 
 if TYPE_CHECKING:
+    from valetkey.dialect import Usage
     from valetkey.gateway.client import ClientConnection
     from valetkey.gateway.credentials import Ready
     from valetkey.gateway.plan import Plan
@@ -51,12 +52,12 @@ log = logging.getLogger(__name__)
 _MAX_KEPT_ANSWER = 64 * 1024
 # A body that is not wanted yet stops the reading at this.
 _MAX_WAITING_BYTES = 64 * 1024
+# A model answered and told no counts (a stream without `include_usage`): tokens are longer in texts, and JSON is more.
+BYTES_A_TOKEN = 4
 # RFC 9110 section 9.2.2: what may be sent again when a kept connection turns out to be dead.
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 # A client that has closed its half may be gone altogether: so long it is waited for (seconds).
 _HALF_CLOSED_SECONDS = 5.0
-# A frame may end in what a secret begins with, and the other side wait for all of it before it says more.
-_HELD_SECONDS = 0.05
 
 
 class Exchange:
@@ -86,11 +87,11 @@ class Exchange:
     _repeat: Repeat | None = None
     _task: asyncio.Task[None] | None = None
     _kept: tuple[int, ReadResponse] | None = None
-    _kept_body: tuple[bytes, ...] = ()
+    _kept_body: bytearray | None = None
     _replaced: Answer | None = None
     relay: Relay | None = None
     reader: UsageReader | None = None
-    sent_body: list[bytes] | None = None
+    sent_body: bytearray | None = None
     begun = 0.0
     _first_byte: float | None = None
     status = 0
@@ -202,16 +203,23 @@ class Exchange:
 
     def start(self) -> None:
         """Decide on the request, and send it on or answer it."""
+        self._begin()
+        try:
+            self._start()
+        except Exception as error:
+            self._failed(error)
+
+    def _begin(self) -> None:
         gateway = self.gateway
         self.started = True
         self.begun = gateway.now()
         self._wait(gateway.settings.response_seconds)
         gateway.begun()
-        try:
-            self._start()
-        except ValetkeyError as error:
+
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, ValetkeyError):
             self.answer(answers.of_error(error))
-        except Exception as error:
+        else:
             self.crashed(error)
 
     def _start(self) -> None:
@@ -252,19 +260,13 @@ class Exchange:
 
     def start_again(self, repeat: Repeat, length: int) -> None:
         """Do what was decided on the same head before."""
-        gateway = self.gateway
-        self.started = True
-        self.begun = gateway.now()
-        self.client.deadline = gateway.tick + gateway.settings.response_seconds
-        gateway.begun()
+        self._begin()
         self._repeat, self.head, self.live, self.plan = repeat, repeat.head, repeat.live, repeat.plan
         self.token, self._length = repeat.token, length
         try:
             self._admit(repeat.live, repeat.plan)
-        except ValetkeyError as error:
-            self.answer(answers.of_error(error))
         except Exception as error:
-            self.crashed(error)
+            self._failed(error)
 
     def _malformed(self, problem: Problem) -> None:
         told = answers.failed(problem.status, "malformed", f"the request {problem.reason}", "send plain HTTP/1.1")
@@ -298,6 +300,7 @@ class Exchange:
             self.answer(found)
             return None
         self.token, self.url = found.token, found.url
+        self.client.known = True
         return found.live
 
     async def _held(self, hold: Hold) -> None:
@@ -311,7 +314,7 @@ class Exchange:
             # Nobody has denied it, and it is no limit of the key: the client may come back.
             self.answer(answers.failed(429, "approvals_full", full, "decide on them first: `valetkey approvals list`"))
             return
-        verdict = await approvals.wait(hold, client=live.client, summary=self._summary())
+        verdict = await approvals.wait(hold, client=live.client, name=live.key.name)
         if live.ended:
             self.answer(answers.no_key(proxy=False, why=admission.ENDED), close=True)
         elif verdict == "approved":
@@ -322,10 +325,6 @@ class Exchange:
                 403, f"approval_{verdict.replace('-', '_')}", f"the request {how}", "see `valetkey approvals list`"
             )
             self.answer(told)
-
-    def _summary(self) -> str:
-        plan = self.plan
-        return "" if plan is None else f"{self.method.decode()} {plan.host}{plan.path}"
 
     # --- on the way out --------------------------------------------------------------------------
 
@@ -362,19 +361,15 @@ class Exchange:
             self._waiting = ready
             self._go_on_reading()
             return
+        if self._finished:
+            return
         repeat = self._repeat
         if repeat is not None and repeat.ready is ready:
             out = repeat.out
         else:
             out = outgoing.head_for(self.method, plan, head, placement, self.token)
             if out.find(live.marker) >= 0 or presented.within(out) is not None:
-                told = answers.failed(
-                    400,
-                    "key_in_request",
-                    "the request holds a valet key where it would reach the provider",
-                    "put the key where the provider's own key goes",
-                )
-                self.answer(told)
+                self.answer(answers.key_in_request())
                 return
             if repeat is not None:
                 repeat.ready, repeat.out = ready, out
@@ -389,7 +384,11 @@ class Exchange:
         """Put the credential where the client wrote its key in the body; False as long as that is not here whole."""
         if not self.up.complete:
             return False
-        self._length = self.up.become(outgoing.with_key(self.up.waiting, self.token, value))
+        body = outgoing.with_key(self.up.waiting, self.token, value)
+        if body is None:
+            self.answer(answers.key_in_request())
+            return True
+        self._length = self.up.become(body)
         return True
 
     async def _dial_and_send(self, plan: Plan, head: bytes) -> None:
@@ -470,8 +469,10 @@ class Exchange:
         if self._finished:
             return
         if self._kept is not None:
-            self._kept_body += (data,)
-            if sum(map(len, self._kept_body)) > _MAX_KEPT_ANSWER:
+            if self._kept_body is None:
+                self._kept_body = bytearray()
+            self._kept_body += data
+            if len(self._kept_body) > _MAX_KEPT_ANSWER:
                 self._pass_on_kept()
             return
         if self.down is not None:
@@ -549,7 +550,7 @@ class Exchange:
             self._pass_on_kept()
             self.response_done([])
             return
-        self._kept, self._kept_body = None, ()
+        self._kept, self._kept_body = None, None
         self.up.rewind()
         self._send(fresh)
 
@@ -557,10 +558,10 @@ class Exchange:
         if self._kept is None:
             return
         (status, read), self._kept = self._kept, None
-        pieces, self._kept_body = self._kept_body, ()
+        body, self._kept_body = self._kept_body, None
         self._answer_with(status, read)
-        for piece in pieces:
-            self.response_body(piece)
+        if body:
+            self.response_body(bytes(body))
 
     def _rewritten(self, status: int, plan: Plan) -> Answer | None:
         for rewrite in plan.rewrites:
@@ -763,7 +764,7 @@ class Exchange:
         gateway, reader, live = self.gateway, self.reader, self.live
         counted = None if reader is None else reader.usage
         if self.admitted and live is not None:
-            live.meter.done(0 if counted is None else counted.input_tokens + counted.output_tokens)
+            live.meter.done(self._tokens(counted))
         if gateway.trace is None:
             return
         gateway.trace.add(
@@ -777,6 +778,14 @@ class Exchange:
             )
         )
 
+    def _tokens(self, counted: Usage | None) -> int:
+        """Give the tokens to count against a limit: what the answer says, else what its size makes likely."""
+        told = 0 if counted is None else counted.input_tokens + counted.output_tokens
+        # Who leaves before the counts come has had what it has had.
+        if self.reader is None or self.down is None or (counted is not None and self._outcome == "ok"):
+            return told
+        return max(told, (self.up.received + self.down.sent) // BYTES_A_TOKEN)
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Go on in a task; it ends with the exchange."""
         self._task = self.gateway.loop.create_task(self._guarded(work))
@@ -784,10 +793,8 @@ class Exchange:
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
-        except ValetkeyError as error:
-            self.answer(answers.of_error(error))
         except Exception as error:
-            self.crashed(error)
+            self._failed(error)
 
 
 def _same_secrets(one: Ready, other: Ready) -> bool:

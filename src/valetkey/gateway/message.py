@@ -63,6 +63,16 @@ _IDENTITY = frozenset(
         b"x-original-forwarded-for",
         b"x-cluster-client-ip",
         b"true-client-ip",
+        b"cf-connecting-ip",
+        b"cf-connecting-ipv6",
+        b"cf-ipcountry",
+        b"fastly-client-ip",
+        b"x-azure-clientip",
+        b"x-originating-ip",
+        b"x-proxyuser-ip",
+        b"x-remote-addr",
+        b"x-remote-ip",
+        b"x-vercel-forwarded-for",
     )
 )
 _CONNECTION_WORDS = frozenset((b"close", b"keep-alive", b"upgrade", b"te", b""))
@@ -321,7 +331,8 @@ def read_response(headers: list[Header]) -> ReadResponse | None:
                 return None
             read.chunked = True
         elif name == b"content-encoding":
-            read.encoding = value.lower()
+            # Two of them are one list (RFC 9110 section 5.3).
+            read.encoding = b", ".join([read.encoding, value.lower()]) if read.encoding else value.lower()
             read.lines.append(header)
         elif name == b"connection":
             connection = value if connection is None else connection + b"," + value

@@ -199,6 +199,10 @@ class Operating:
         """Give what waits for a person, the oldest first."""
         return [asdict(pending) for pending in self._parts.approvals.pending()]
 
+    def settled(self) -> list[dict[str, object]]:
+        """Give what waits no more, the newest first, and who decided on it."""
+        return [asdict(settled) for settled in self._parts.approvals.recent()]
+
     def settle(self, id: str, *, approved: bool, by: str) -> None:
         """Decide on one of them. Raises: UnknownApproval."""
         self._parts.approvals.settle(id, approved, by)

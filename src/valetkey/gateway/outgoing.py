@@ -27,7 +27,7 @@ def head_for(method: bytes, plan: Plan, head: ReadHead, placement: Placement | N
         return b"".join((method, b" ", target, plan.rest, write_headers([*lines, *head.credentials])))
     if placement.in_path is not None:
         path, mark, query = target.partition(b"?")
-        target = path.replace(token, placement.in_path) + mark + query
+        target = path.replace(token, placement.in_path, 1) + mark + query
     for key, text in placement.query:
         target = with_parameter(target.decode("ascii"), key, text).encode("ascii")
     if placement.dropped:
@@ -54,6 +54,10 @@ def framing(head: ReadHead, method: bytes, *, length: int, chunked: bool) -> byt
     return b"\r\n"
 
 
-def with_key(body: list[bytes], token: bytes, value: bytes) -> bytes:
-    """Give the body with the credential where the client wrote its valet key."""
-    return b"".join(body).replace(token, value)
+def with_key(body: list[bytes], token: bytes, value: bytes) -> bytes | None:
+    """Give the body with the credential where the client wrote its valet key; None where it did so twice.
+
+    One of the two may be an address that the provider is to call.
+    """
+    placed = b"".join(body).replace(token, value, 1)
+    return None if token in placed else placed

@@ -25,6 +25,7 @@ __all__ = ["Plan", "Planner", "Tunnel", "disguises"]
 
 # A key that asks for ever new addresses must not fill the memory.
 _MAX_KEPT = 4096
+_LONGEST_KEPT = 512
 # One path answers in one or two types; who makes up more gets no place for them.
 _MOST_TYPES = 8
 
@@ -144,7 +145,7 @@ class Planner:
             if found is not None:
                 return found
         made = self._made(live, method, url, host, tunnel, header_names)
-        if not header_names:
+        if not header_names and len(url) <= _LONGEST_KEPT:
             if len(self._kept) >= _MAX_KEPT:
                 self._kept.clear()
             self._kept[key] = made

@@ -19,7 +19,7 @@ from valetkey.broker import Broker
 from valetkey.clock import Clock, written
 from valetkey.config import Config, Paths
 from valetkey.credential import Secret
-from valetkey.errors import AuthorityBroken, GatewayFailed, StoreLocked, WrongMode
+from valetkey.errors import AuthorityBroken, GatewayFailed, StoreLocked, ValetkeyError, WrongMode
 from valetkey.gateway.ahead import Ahead
 from valetkey.gateway.approvals import Approvals
 from valetkey.gateway.authority import Authority
@@ -44,6 +44,8 @@ DRAIN_SECONDS = 30.0
 # Revocation counts within a second, by whichever process it is done.
 _LOOK_SECONDS = 0.25
 _SWITCH_SECONDS = 0.0005
+_RESERVED_FILES = 64
+_MOST_CONNECTIONS = 65536
 # How often is looked whether we are still needed, in looks.
 _SELDOM = 8
 
@@ -64,6 +66,10 @@ def harden() -> None:
     os.umask(0o077)
     with suppress(ValueError, OSError):  # where the hard limit is lower already
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(ValueError, OSError):
+        # A shell gives 1024, and a request takes two.
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def serve(
@@ -145,6 +151,7 @@ def assembled(config: Config, *, environ: Mapping[str, str], clock: Clock) -> Pa
             response_seconds=config.seconds("gateway.response_seconds"),
             stream_seconds=config.seconds("gateway.stream_seconds"),
             total_seconds=config.seconds("gateway.total_seconds"),
+            most_connections=_most_connections(),
             max_body_bytes=config.count("gateway.max_body_bytes") if config.value("gateway.max_body_bytes") else 0,
             keep_bodies=config.text("trace.bodies") == "on",
         ),
@@ -172,6 +179,12 @@ class _Ids(Container[str]):
         if name not in self._known:
             self._known = set(self._catalogue.ids())
         return name in self._known
+
+
+def _most_connections() -> int:
+    """Give how many clients there is room for: each may need a connection to a provider, and files are opened too."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(16, (soft - _RESERVED_FILES) // 2) if soft != resource.RLIM_INFINITY else _MOST_CONNECTIONS
 
 
 def _authority(paths: Paths, clock: Clock) -> Authority | None:
@@ -301,10 +314,15 @@ class _Process:
                 log.warning("the home of this gateway was removed or replaced: it ends")
                 self._end(now=False)
                 return
-            operating.look()
             looks += 1
+            try:
+                operating.look()
+                if looks % _SELDOM == 0:
+                    operating.look_at_declarations()
+            except (OSError, ValetkeyError) as error:
+                # Descriptors or the disk may be short for a moment. The engine looks too, before each request.
+                log.warning("keys and declarations could not be looked at: %s", error)
             if looks % _SELDOM == 0:
-                operating.look_at_declarations()
                 self._end_where_idle(operating)
 
     def _end_where_idle(self, operating: Operating) -> None:

@@ -50,15 +50,17 @@ class Relay:
 
     def finish(self) -> None:
         """Pass on what was kept back: nothing comes after it."""
-        self._let_go()
-        self._ended = True
-
-    def _let_go(self) -> None:
         if self._letting_go is not None:
             self._letting_go.cancel()
             self._letting_go = None
         if self._scrubber is not None and not self._ended:
             self._write(self._scrubber.finish())
+        self._ended = True
+
+    def _let_go(self) -> None:
+        self._letting_go = None
+        if self._scrubber is not None and not self._ended:
+            self._write(self._scrubber.let_go())
 
     def _write(self, data: bytes) -> None:
         self.sent += len(data)

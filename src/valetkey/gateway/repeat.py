@@ -70,6 +70,8 @@ class Repeat:
         if head.chunked or head.expect or head.websocket or not exchange.keep_alive:
             return None
         raw = exchange.raw_head
+        if not raw.endswith(b"\r\n\r\n"):
+            return None
         found = _LENGTH.search(raw)
         if found is None:
             return cls(exchange, head, live, plan, raw, b"")

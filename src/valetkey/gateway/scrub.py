@@ -115,14 +115,20 @@ class Needles:
         return 0
 
 
+# So many bytes of an end may be let go: of a secret they are nothing.
+_SHORT = 7
+
+
 class Scrubber:
-    """Cleans one stream. All that `feed` and `finish` give is as long as all that came in."""
+    """Cleans one stream. All that `feed`, `let_go` and `finish` give is as long as all that came in."""
 
     def __init__(self, needles: Needles) -> None:
         self._needles = needles
         # The end that is held back, as it came, and how much of its beginning belongs to a form that ended in it.
         self._held = b""
         self._known = 0
+        # How much of it has gone out all the same.
+        self._sent = 0
 
     def feed(self, data: bytes) -> bytes:
         """Take the next bytes and give those that can go out."""
@@ -131,35 +137,45 @@ class Scrubber:
         needles = self._needles
         spans = needles.spans(data)
         held = needles.open_end(data)
-        if not held and not spans and not self._known:
-            self._held = b""
+        if not held and not spans and not self._held:
             return data
-        cut = len(data) - held
+        cut, sent = len(data) - held, self._sent
         if self._known:
             spans = [(0, self._known), *spans]
         self._held = data[cut:]
         self._known = max((end - cut for start, end in spans if start <= cut < end), default=0)
-        return needles.covered(data, spans)[:cut]
+        self._sent = max(0, sent - cut)
+        return needles.covered(data, spans)[sent:cut]
 
     @property
     def holds(self) -> bool:
         """Whether something is held back."""
-        return bool(self._held)
+        return len(self._held) > self._sent
+
+    def let_go(self) -> bytes:
+        """Give a short end that was held back, and remember it: where a secret goes on from it, the rest is covered.
+
+        A long one stays: hardly anything but a secret begins so.
+        """
+        if len(self._held) > _SHORT or self._known:
+            return b""
+        sent, self._sent = self._sent, len(self._held)
+        return self._held[sent:]
 
     def finish(self) -> bytes:
         """Give what was held back: nothing comes after it."""
-        data, known = self._held, self._known
-        self._held, self._known = b"", 0
-        return self._needles.covered(data, [(0, known), *self._needles.spans(data)]) if data else b""
+        data, known, sent = self._held, self._known, self._sent
+        self._held, self._known, self._sent = b"", 0, 0
+        return self._needles.covered(data, [(0, known), *self._needles.spans(data)])[sent:] if data else b""
 
 
 # --- compressed answers ----------------------------------------------------------------------
 
 # What one step of decoding gives at most: a few kB of zeros become megabytes, and the client may read slowly.
 _PIECE = 64 * 1024
-# No answer of an API shrinks to a hundredth as a whole; deflate ends at about a thousandth.
+# No answer of an API shrinks to a fiftieth as a whole; deflate ends at about a thousandth.
 _FREE = 1024 * 1024
-_RATIO = 200
+_RATIO = 50
 _GZIP, _ZLIB, _RAW = 31, 15, -15
 _MAGIC = b"\x1f\x8b"
 

@@ -37,8 +37,9 @@ class EngineSettings:
 
     `head_seconds`: for the head of a request, and a TLS handshake. `idle_seconds`: for the next request.
     `response_seconds`: for the head of an answer; models think for minutes. `stream_seconds`: for the next byte of a
-    body, either way. `total_seconds`: for a request and its answer, but for what is relayed. `max_body_bytes` 0: no
-    limit. `keep_bodies`: the trace gets the beginning of both bodies.
+    body, either way. `total_seconds`: for a request and its answer, but for what is relayed. `most_connections`:
+    of clients; above it one that has shown no key yet has to go. `max_body_bytes` 0: no limit. `keep_bodies`: the
+    trace gets the beginning of both bodies.
     """
 
     head_seconds: float = 10.0
@@ -46,6 +47,7 @@ class EngineSettings:
     response_seconds: float = 600.0
     stream_seconds: float = 600.0
     total_seconds: float = 86400.0
+    most_connections: int = 65536
     max_body_bytes: int = 0
     keep_bodies: bool = False
 
@@ -173,6 +175,13 @@ class Gateway:
         """See whether anybody has changed the store, before anything is decided."""
         if self.ring.changed(thorough=False):
             self.refresh()
+
+    def make_room(self, newest: ClientConnection) -> None:
+        """Close a connection that has shown no key where there are too many: the oldest, or else the newest."""
+        if len(self.connections) <= self.settings.most_connections:
+            return
+        unknown = [c for c in self.connections if not c.known and c is not newest]
+        (min(unknown, key=lambda c: c.deadline) if unknown else newest).abort()
 
     def begun(self) -> None:
         """Count a request."""

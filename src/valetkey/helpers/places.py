@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from valetkey.access import Access, from_environment
 from valetkey.credential import Credential, CredentialRef, Identity, Secret, secrets_of
@@ -66,11 +67,23 @@ def choose(
 
     With a `username` only an account of that name. Without, the one that the path names, else the first.
     """
-    here = [c for c in found if host_matches(host, c.hosts) and _template(c, host, tool) is not None]
+    here = [c for c in found if _is_for(host, c) and _template(c, host, tool) is not None]
     if username is not None:
         here = [c for c in here if username.casefold() in _names(c, host, tool)]
     words = {word.casefold() for word in path.split("/") if word}
     return next((c for c in here if words & _names(c, host, tool)), here[0] if here else None)
+
+
+def _is_for(host: str, candidate: Candidate) -> bool:
+    """Say whether the account is for this host: at another port than https' own only where that port was declared."""
+    name, colon, port = host.partition(":") if not host.startswith("[") else (host.partition("]")[0] + "]", "", "")
+    if host.startswith("["):
+        _, colon, port = host.partition("]:")
+    if "@" in host or (colon and not port.isdigit()):
+        return False
+    if colon and int(port) != 443:
+        return host in candidate.hosts or host == urlsplit(candidate.base_url).netloc.lower()
+    return host_matches(name, candidate.hosts) or host_matches(host, candidate.hosts)
 
 
 def pair_at(candidate: Candidate, credential: Credential, *, host: str, tool: str) -> Pair:

@@ -17,7 +17,7 @@ __all__ = ["ID", "check"]
 ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*^_`|~.-]+[?+]?")
-_OFF_LIMITS = re.compile(r"(\*|[A-Z]+) (?P<host>[A-Za-z0-9.*{}_-]*)/\S*")
+_OFF_LIMITS = re.compile(r"(\*|[A-Z]+(?:,[A-Z]+)*) (?P<host>[A-Za-z0-9.*{}_-]*)/\S*")
 _POINTER = re.compile(r"(/([^~/]|~[01])*)*")
 
 
