@@ -20,7 +20,7 @@ from tests.support.gateway import KEY, Raw
 from tests.support.rig import WAYS, Rig, Way, check_clean, faults, rig
 from tests.support.tls import CertificateAuthority
 from tests.support.upstream import Conversation, answer, ordinary, requests
-from valetkey.gateway.server import Limits
+from valetkey.gateway.server import EngineSettings
 
 MB = 1024 * 1024
 # What the kernels' buffers, TLS and the gateway's own may hold together; far below what the peers would send.
@@ -331,7 +331,7 @@ def test_a_client_that_asks_one_by_one_and_does_not_read_is_not_answered_without
 
 
 def test_a_body_that_is_too_long_is_refused_however_often_its_head_has_come(tmp_path: Path) -> None:
-    settings = Limits(max_body_bytes=1000)
+    settings = EngineSettings(max_body_bytes=1000)
     with faults(), rig(tmp_path, settings=settings) as engine, engine.running.raw() as client:
         for size in (10, 1000):
             client.send(engine.get("/x", method="POST", more=f"Content-Length: {size}\r\n") + b"x" * size)

@@ -23,10 +23,10 @@ from valetkey.credential import ApiKey, Credential, CredentialRef, Secret
 from valetkey.gateway.authority import Authority
 from valetkey.gateway.dial import Dialler
 from valetkey.gateway.keys import Keys
-from valetkey.gateway.limits import Limits as KeyLimits
+from valetkey.gateway.limits import Limits
 from valetkey.gateway.ring import Ring
 from valetkey.gateway.row import Row
-from valetkey.gateway.server import Gateway, Limits
+from valetkey.gateway.server import EngineSettings, Gateway
 from valetkey.http import HttpClient
 from valetkey.inject import endpoint_hosts, reach
 from valetkey.provider import Api, AuthMethod, Inject, Provider
@@ -134,7 +134,7 @@ class RunningGateway:
             )
         )
 
-    def key(self, *grants: str, policy: str = "", limits: KeyLimits | None = None, **more: Any) -> str:
+    def key(self, *grants: str, policy: str = "", limits: Limits | None = None, **more: Any) -> str:
         """Make a valet key for these accounts (all providers where none is named) and give its token."""
         names = grants or tuple(provider.id for provider in self.catalogue.all())
         refs = [self.broker.resolve(name) for name in names]
@@ -184,7 +184,7 @@ def running_gateway(
     home: Path,
     ca_file: Path | None = None,
     clock: Clock | None = None,
-    settings: Limits | None = None,
+    settings: EngineSettings | None = None,
     store: MemoryStore | None = None,
     dialler: Dialler | None = None,
     plain_loop: bool = False,

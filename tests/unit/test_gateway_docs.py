@@ -77,7 +77,7 @@ def test_an_error_has_the_status_that_is_told(kind: type[errors.ValetkeyError]) 
 
 
 def test_the_numbers_are_those_of_the_code() -> None:
-    limits = server.Limits()
+    limits = server.EngineSettings()
     rows = dict(re.findall(r"^\| (.+?) \| (.+?) \|$", section("Limits"), re.MULTILINE))
     assert rows["a request's head, a TLS handshake"] == f"{limits.head_seconds:.0f} s"
     assert rows["idle connection of a client"] == f"{limits.idle_seconds:.0f} s"

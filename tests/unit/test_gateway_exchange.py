@@ -16,7 +16,7 @@ from valetkey.gateway.client import ClientConnection
 from valetkey.gateway.exchange import Exchange
 from valetkey.gateway.limits import Limits
 from valetkey.gateway.scrub import Needles, Scrubber
-from valetkey.gateway.server import Limits as Settings
+from valetkey.gateway.server import EngineSettings
 from valetkey.gateway.upstream import UpstreamConnection
 
 
@@ -26,7 +26,7 @@ def posted(token: str, body: bytes, path: str = "/acme/chat/completions") -> byt
 
 
 def test_the_trace_keeps_the_body_of_each_request_also_of_one_whose_head_has_come_before(tmp_path: Path) -> None:
-    settings = Settings(keep_bodies=True)
+    settings = EngineSettings(keep_bodies=True)
     with Upstream() as upstream, running_gateway(acme(upstream.url), home=tmp_path, settings=settings) as gateway:
         token = gateway.key()
         with gateway.raw() as client:
@@ -46,7 +46,7 @@ def drip(talk: Conversation) -> None:
 
 def test_an_answer_that_never_ends_is_ended_though_something_always_comes(tmp_path: Path) -> None:
     clock = FakeClock()
-    settings = Settings(stream_seconds=1e6, total_seconds=100)
+    settings = EngineSettings(stream_seconds=1e6, total_seconds=100)
     with (
         Upstream(drip) as upstream,
         running_gateway(acme(upstream.url), home=tmp_path, settings=settings, clock=clock) as gateway,
@@ -186,7 +186,7 @@ def test_a_refused_credential_in_a_thousand_pieces_is_kept_in_one(tmp_path: Path
 
 
 def test_connections_that_show_no_key_make_room_for_others(tmp_path: Path) -> None:
-    settings = Settings(most_connections=8)
+    settings = EngineSettings(most_connections=8)
     with Upstream() as upstream, running_gateway(acme(upstream.url), home=tmp_path, settings=settings) as gateway:
         token = gateway.key()
         with gateway.raw() as known:

@@ -29,7 +29,7 @@ from valetkey.gateway.metrics import Metrics
 from valetkey.gateway.operating import Operating, Parts
 from valetkey.gateway.place import Place
 from valetkey.gateway.ring import Ring
-from valetkey.gateway.server import Gateway, Limits
+from valetkey.gateway.server import EngineSettings, Gateway
 from valetkey.gateway.telemetry import telemetry
 from valetkey.gateway.trace import Trace
 from valetkey.http import HttpClient
@@ -147,7 +147,7 @@ def assembled(config: Config, *, environ: Mapping[str, str], clock: Clock) -> Pa
         dialler=Dialler(ca_file=ca_file, environ=environ),
         approvals=approvals,
         clock=clock,
-        settings=Limits(
+        settings=EngineSettings(
             response_seconds=config.seconds("gateway.response_seconds"),
             stream_seconds=config.seconds("gateway.stream_seconds"),
             total_seconds=config.seconds("gateway.total_seconds"),

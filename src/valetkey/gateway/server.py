@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from valetkey.gateway.ring import Ring
     from valetkey.gateway.trace import Trace
 
-__all__ = ["Gateway", "Limits"]
+__all__ = ["EngineSettings", "Gateway"]
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _BACKLOG = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class EngineSettings:
     """How long the gateway waits, in seconds, and how much it takes.
 
     `head_seconds`: for the head of a request, and a TLS handshake. `idle_seconds`: for the next request.
@@ -65,7 +65,7 @@ class Gateway:
         trace: Trace | None = None,
         authority: Authority | None = None,
         approvals: Approvals | None = None,
-        settings: Limits | None = None,
+        settings: EngineSettings | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.broker = broker
@@ -73,7 +73,7 @@ class Gateway:
         self.trace = trace
         self.authority = authority
         self.approvals = approvals or Approvals(clock)
-        self.settings = settings or Limits()
+        self.settings = settings or EngineSettings()
         self.now = clock.monotonic
         self.credentials = Credentials(broker, clock)
         self.planner = Planner(broker.catalogue)
