@@ -131,7 +131,7 @@ def test_plain_http_never_goes_to_the_proxy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "mybox.test", "0.0.0.0", "[::ffff:127.0.0.1]", "127.1"])
-@pytest.mark.parametrize("credentials", ["", f"x:{VALET}@", "me:word@"])
+@pytest.mark.parametrize("credentials", ["", f"x:{VALET}@", "me:word@"], ids=["none", "valet", "word"])
 def test_a_gateway_is_never_its_own_proxy(
     name: str,
     credentials: str,

@@ -15,6 +15,7 @@ from valetkey.http import HttpClient
 from valetkey.proxies import leads_to_gateway, variables_of_gateway, without_gateway
 
 VALET = "vk_" + os.urandom(6).hex() + "_" + os.urandom(32).hex()
+ESCAPED = VALET.replace("_", "%5F")
 HOST = "api.acme.test"
 
 
@@ -27,7 +28,7 @@ HOST = "api.acme.test"
         (f" https://x:{VALET}@gateway.test", True),
         (f"x:{VALET}@127.0.0.1:4380", True),
         (f"{VALET}@127.0.0.1:4380", True),
-        (f"http://x:{VALET.replace('_', '%5F')}@127.0.0.1:4380", True),
+        (f"http://x:{ESCAPED}@127.0.0.1:4380", True),
         (f"http://x:{VALET}@127.0.0.1:99999", True),
         ("http://127.0.0.1:4380", False),
         ("http://me:word@company.test:3128", False),
@@ -36,6 +37,7 @@ HOST = "api.acme.test"
         ("http://company.test:3128/?a=x:vk_@b", False),
         ("", False),
     ],
+    ids=lambda value: str(value).replace(VALET, "KEY").replace(ESCAPED, "ESCAPED"),
 )
 def test_a_gateway_is_known_by_the_valet_key_that_it_is_shown(url: str, leads: bool) -> None:
     assert leads_to_gateway(url) is leads
