@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import gzip
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,29 @@ def test_an_answer_that_never_ends_is_ended_though_something_always_comes(tmp_pa
             assert client.rest() == b"", "cut, so that it does not look whole"
         (row,) = gateway.wait_for_rows(1)
     assert row.outcome == "upstream_timeout"
+
+
+def test_a_client_that_leaves_before_its_request_is_gone_on_with_leaves_nothing_behind(tmp_path: Path) -> None:
+    with Upstream() as upstream, running_gateway(acme(upstream.url), home=tmp_path) as gateway:
+        token = gateway.key()
+        with gateway.raw() as client:
+            upstream.until(lambda: len(gateway.gateway.connections) == 1)
+            (connection,) = gateway.gateway.connections
+
+            def ask_and_leave() -> None:
+                # In one turn of the loop, so that the task which dials is ended before it began.
+                connection.data_received(posted(token, b"{}"))
+                assert connection.queue
+                connection.connection_lost(None)
+
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                gateway.do(ask_and_leave)
+                (row,) = gateway.wait_for_rows(1)
+                gc.collect()
+            assert [str(warning.message) for warning in seen] == []
+            client.close()
+    assert row.outcome == "client_gone"
 
 
 STREAM = b"".join(

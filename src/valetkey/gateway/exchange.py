@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from valetkey.credential import secrets_of
@@ -289,7 +289,7 @@ class Exchange:
                 return
             self.admitted = True
         if isinstance(plan.decision, Hold):
-            self._spawn(self._held(plan.decision))
+            self._spawn(self._held, plan.decision)
         else:
             self._go()
 
@@ -333,7 +333,7 @@ class Exchange:
         if plan is None or plan.forward is None:
             return
         if plan.forward.how in ("intercept", "tunnel"):
-            self._spawn(open_tunnel(self, plan))
+            self._spawn(open_tunnel, self, plan)
         elif plan.ref is None:
             self._send(None)
         else:
@@ -342,7 +342,7 @@ class Exchange:
             if ready is None or self.begun >= ready.until:
                 ready = self.gateway.credentials.ready(plan.ref)
             if ready is None:
-                self._spawn(self._fetch_and_send(plan))
+                self._spawn(self._fetch_and_send, plan)
             else:
                 self._send(ready)
 
@@ -376,7 +376,7 @@ class Exchange:
         sent = out + outgoing.framing(head, self.method, length=self._length, chunked=self.up.chunked)
         upstream = None if fresh_connection else self.gateway.pool.take(plan.pool_key)
         if upstream is None:
-            self._spawn(self._dial_and_send(plan, sent))
+            self._spawn(self._dial_and_send, plan, sent)
         else:
             self._attach(upstream, sent)
 
@@ -495,7 +495,7 @@ class Exchange:
         if self._finished:
             return
         if self._kept is not None:
-            self._spawn(self._renew())
+            self._spawn(self._renew)
             return
         if self._replaced is not None:
             self.answer(self._replaced)
@@ -786,13 +786,13 @@ class Exchange:
             return told
         return max(told, (self.up.received + self.down.sent) // BYTES_A_TOKEN)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Go on in a task; it ends with the exchange."""
-        self._task = self.gateway.loop.create_task(self._guarded(work))
+    def _spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
+        """Go on in a task; it ends with the exchange, perhaps before it began."""
+        self._task = self.gateway.loop.create_task(self._guarded(work, *args))
 
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
         try:
-            await work
+            await work(*args)
         except Exception as error:
             self._failed(error)
 
