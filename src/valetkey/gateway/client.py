@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from valetkey.gateway.answers import failed
-from valetkey.gateway.exchange import Exchange
+from valetkey.gateway.exchange import MAX_WAITING_BYTES, Exchange
 from valetkey.gateway.message import MAX_HEAD_BYTES, MAX_HEADERS, Header, head_size, version_of
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 
 # Nobody sends so many requests before the first is answered; they are memory that costs the sender nothing.
 _MOST_WAITING = 500
-# A body that is not wanted yet stops the reading at this.
-_MAX_WAITING_BYTES = 64 * 1024
 _TOO_LONG = "has a head, trailers or chunk extensions longer than 64 KiB"
 
 
@@ -171,7 +169,7 @@ class ClientConnection(asyncio.Protocol):
         elif not self.closing and self.queue and self.queue[-1].upgrading:
             waiting = self.queue[-1]
             waiting.leftover += data
-            if len(waiting.leftover) > _MAX_WAITING_BYTES:
+            if len(waiting.leftover) > MAX_WAITING_BYTES:
                 self.pause("upgrade")
 
     def _request_line(self, data: bytes) -> bytes | None:

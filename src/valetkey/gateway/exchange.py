@@ -44,14 +44,14 @@ if TYPE_CHECKING:
     from valetkey.gateway.upstream import UpstreamConnection
     from valetkey.gateway.usage import UsageReader
 
-__all__ = ["Exchange"]
+__all__ = ["MAX_WAITING_BYTES", "Exchange"]
 
 log = logging.getLogger(__name__)
 
 # A 401 is kept back while the login is renewed; a longer one is passed on.
 _MAX_KEPT_ANSWER = 64 * 1024
-# A body that is not wanted yet stops the reading at this.
-_MAX_WAITING_BYTES = 64 * 1024
+# A body, or bytes behind an upgrade, that are not wanted yet stop the reading at this.
+MAX_WAITING_BYTES = 64 * 1024
 # A model answered and told no counts (a stream without `include_usage`): tokens are longer in texts, and JSON is more.
 BYTES_A_TOKEN = 4
 # RFC 9110 section 9.2.2: what may be sent again when a kept connection turns out to be dead.
@@ -142,7 +142,7 @@ class Exchange:
     @property
     def room_bytes(self) -> int:
         """How much of the body may wait before the client is stopped."""
-        return MAX_HELD_BYTES + 1 if self._waiting is not None else _MAX_WAITING_BYTES
+        return MAX_HELD_BYTES + 1 if self._waiting is not None else MAX_WAITING_BYTES
 
     @property
     def waiting_bytes(self) -> int:
