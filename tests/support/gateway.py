@@ -22,6 +22,7 @@ from valetkey.config import Paths
 from valetkey.credential import ApiKey, Credential, CredentialRef, Secret
 from valetkey.gateway.authority import Authority
 from valetkey.gateway.dial import Dialler
+from valetkey.gateway.heap import Heap
 from valetkey.gateway.keys import Keys
 from valetkey.gateway.limits import Limits
 from valetkey.gateway.ring import Ring
@@ -190,6 +191,7 @@ def running_gateway(
     plain_loop: bool = False,
     logged_in: bool = True,
     port: int = 0,
+    heap: Heap | None = None,
 ) -> Iterator[RunningGateway]:
     """Run it until the block ends; all its providers have an account with KEY, unless `logged_in` says otherwise."""
     clock = clock or SystemClock()
@@ -210,6 +212,7 @@ def running_gateway(
             trace=running.trace,  # type: ignore[arg-type]  # the part of a Trace that the engine uses
             authority=Authority(Paths(home=home), clock),
             settings=settings,
+            heap=heap,
         )
         await running.gateway.start(port=port)
         ready.set()

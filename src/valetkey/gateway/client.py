@@ -291,6 +291,7 @@ class ClientConnection(asyncio.Protocol):
         """Take it that TLS has the transport now, and the requests inside another protocol."""
         self.gateway.connections.discard(self)
         self._parser = None
+        self._receiving = None
         self._stopped = True
         self.queue.clear()
         self.transport = None

@@ -795,6 +795,10 @@ class Exchange:
             await work(*args)
         except Exception as error:
             self._failed(error)
+        finally:
+            # A stream lives for long after the task that began it.
+            if self._task is asyncio.current_task():
+                self._task = None
 
 
 def _same_secrets(one: Ready, other: Ready) -> bool:

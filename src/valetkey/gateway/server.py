@@ -15,6 +15,7 @@ from valetkey.gateway.approvals import Approvals
 from valetkey.gateway.client import ClientConnection
 from valetkey.gateway.credentials import Credentials
 from valetkey.gateway.dial import Dialler
+from valetkey.gateway.heap import Heap
 from valetkey.gateway.plan import Plan, Planner, Tunnel
 from valetkey.gateway.upstream import Pool, UpstreamConnection
 
@@ -66,6 +67,7 @@ class Gateway:
         authority: Authority | None = None,
         approvals: Approvals | None = None,
         settings: EngineSettings | None = None,
+        heap: Heap | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.broker = broker
@@ -88,6 +90,7 @@ class Gateway:
         self.last_activity = clock.monotonic()
         self._clock = clock
         self._dialler = dialler
+        self._heap = heap or Heap()
         self._servers: list[asyncio.Server] = []
         self._sweeping: asyncio.TimerHandle | None = None
         self._wall = (clock.monotonic(), clock.now().timestamp())
@@ -226,6 +229,7 @@ class Gateway:
             if connection.deadline < now or connection.too_long(now):
                 connection.timed_out()
         self.pool.sweep()
+        self._heap.look(len(self.connections) + len(self.pool))
 
     def _tick(self) -> None:
         self.sweep()
