@@ -298,6 +298,10 @@ _RESPONSE_DROPPED = (
     # What a provider keeps about its own account in a browser is not the client's.
     | frozenset((b"set-cookie", b"set-cookie2"))
 )
+# Any other header goes on as it is.
+_RESPONSE_READ = _RESPONSE_DROPPED | frozenset(
+    (b"content-type", b"content-length", b"content-encoding", b"transfer-encoding", b"connection")
+)
 
 
 class ReadResponse:
@@ -317,11 +321,14 @@ def read_response(headers: list[Header]) -> ReadResponse | None:
     """Read the headers of a response, names in lower case; None where its framing is unclear."""
     read = ReadResponse()
     connection: bytes | None = None
+    lines = read.lines
     for header in headers:
         name, value = header
-        if name == b"content-type":
+        if name not in _RESPONSE_READ:
+            lines.append(header)
+        elif name == b"content-type":
             read.content_type = value
-            read.lines.append(header)
+            lines.append(header)
         elif name == b"content-length":
             if read.length is not None or not _LENGTH.match(value):
                 return None
@@ -333,16 +340,14 @@ def read_response(headers: list[Header]) -> ReadResponse | None:
         elif name == b"content-encoding":
             # Two of them are one list (RFC 9110 section 5.3).
             read.encoding = b", ".join([read.encoding, value.lower()]) if read.encoding else value.lower()
-            read.lines.append(header)
+            lines.append(header)
         elif name == b"connection":
             connection = value if connection is None else connection + b"," + value
-        elif name not in _RESPONSE_DROPPED:
-            read.lines.append(header)
     if read.chunked and read.length is not None:
         return None
     if connection is not None and connection not in (b"keep-alive", b"close", b"Keep-Alive"):
         gone = {token.strip().lower() for token in connection.split(b",")}
-        read.lines = [line for line in read.lines if line[0] not in gone]
+        read.lines = [line for line in lines if line[0] not in gone]
     return read
 
 

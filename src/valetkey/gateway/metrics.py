@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
 
@@ -22,6 +22,7 @@ _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT"
 _WORD = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 # From a refusal of an upstream to a long stream.
 _BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_BOUNDS_MS = tuple(bound * 1000 for bound in _BOUNDS)
 
 
 class Metrics:
@@ -50,31 +51,44 @@ class Metrics:
     def __call__(self, rows: Sequence[Row]) -> None:
         """Count a batch of the trace."""
         with self._guard:
+            # Most rows of a batch are alike.
+            alike: dict[tuple[object, ...], list[Row]] = {}
             for row in rows:
-                self._count(row)
+                key = row[2], row[3], row[6], row[7], row[8], row[11] is None
+                if key in alike:
+                    alike[key].append(row)
+                else:
+                    alike[key] = [row]
+            for some in alike.values():
+                self._count(some)
 
     def renewal(self, provider: str, outcome: str) -> None:
         """Count a renewal: outcome "ok", or the code of its error."""
         with self._guard:
             self._renewals[self._provider(provider), _word(outcome)] += 1
 
-    def _count(self, row: Row) -> None:
+    def _count(self, rows: Sequence[Row]) -> None:
+        """Count rows of one account, method, status, outcome and way. All or none of them had a first byte."""
+        row, number = rows[0], len(rows)
         provider = self._provider(row.account.partition("@")[0])
         outcome = "ok" if row.outcome == "ok" else _word(row.outcome)
-        self._requests[provider, row.method if row.method in _METHODS else "other", outcome] += 1
+        self._requests[provider, row.method if row.method in _METHODS else "other", outcome] += number
         if is_refusal(row):
-            self._refusals[provider, outcome] += 1
+            self._refusals[provider, outcome] += number
             return
+        answered = row.first_byte_ms is not None
         # Without an answer nobody knows how far the request came.
-        if row.account and row.way != "tunnel" and (row.outcome == "ok" or row.first_byte_ms is not None):
-            self._injections[provider,] += 1
-        if row.input_tokens:
-            self._tokens[provider, "input"] += row.input_tokens
-        if row.output_tokens:
-            self._tokens[provider, "output"] += row.output_tokens
-        _times(self._seconds, provider).add(row.duration_ms)
-        if row.first_byte_ms is not None:
-            _times(self._first_byte, provider).add(row.first_byte_ms)
+        if row.account and row.way != "tunnel" and (row.outcome == "ok" or answered):
+            self._injections[provider,] += number
+        for kind, counts in (
+            ("input", [row.input_tokens for row in rows]),
+            ("output", [row.output_tokens for row in rows]),
+        ):
+            if total := sum(filter(None, counts)):
+                self._tokens[provider, kind] += total
+        _times(self._seconds, provider).add([row.duration_ms for row in rows])
+        if answered:
+            _times(self._first_byte, provider).add([row.first_byte_ms or 0.0 for row in rows])
 
     def _provider(self, name: str) -> str:
         return name if name and name in self._providers else "none"
@@ -118,10 +132,15 @@ class _Times:
         self.counts = [0] * (len(_BOUNDS) + 1)
         self.sum = 0.0
 
-    def add(self, milliseconds: float) -> None:
-        seconds = milliseconds / 1000
-        self.counts[bisect_left(_BOUNDS, seconds)] += 1
-        self.sum += seconds
+    def add(self, milliseconds: list[float]) -> None:
+        milliseconds.sort()
+        below = 0
+        for number, bound in enumerate(_BOUNDS_MS):
+            up_to = bisect_right(milliseconds, bound)
+            self.counts[number] += up_to - below
+            below = up_to
+        self.counts[-1] += len(milliseconds) - below
+        self.sum += sum(milliseconds) / 1000
 
 
 def _times(of: dict[str, _Times], provider: str) -> _Times:

@@ -188,11 +188,12 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header, or a trailer where the head is over."""
-        if self._complete:
-            return
-        (self._headers if self._in_head else self._trailers).append((name.lower(), value))
-        if len(self._trailers) > MAX_HEADERS:
-            self.broken = "its answer has too many trailers"
+        if self._in_head:
+            self._headers.append((name.lower(), value))
+        elif not self._complete:
+            self._trailers.append((name.lower(), value))
+            if len(self._trailers) > MAX_HEADERS:
+                self.broken = "its answer has too many trailers"
 
     def on_headers_complete(self) -> None:
         """Tell the exchange the head, or pass on an interim one."""
