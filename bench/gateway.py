@@ -225,9 +225,11 @@ def part_bytes(bench: Bench) -> None:
 def part_intercepted(bench: Bench) -> None:
     if bench.gateway:
         for connections in CONNECTIONS:
+            # Both together come to more than a million within a minute, which is the most that a key may have.
+            token = bench.gateway.new_key(f"intercepted-{connections}")
             kept = intercepted(
                 bench.crew,
-                bench.gateway,
+                bench.gateway.with_key(token),
                 connections=connections,
                 rounds=bench.size.rounds,
                 seconds=bench.size.seconds,
