@@ -96,3 +96,9 @@ def test_explain_wants_a_provider_that_there_is_and_an_address_that_is_known(lin
     azure = line("policy", "explain", "GET", "/azure-openai/x", "--grant", "azure-openai")
     assert azure.status == 3
     assert "valetkey login azure-openai" in azure.err
+
+
+def test_a_url_without_its_scheme_is_wrong_usage_and_no_verdict(line: CommandLine) -> None:
+    done = line("policy", "explain", "GET", "api.openai.com/v1/models")
+    assert done.status == 2
+    assert "write https://api.openai.com/v1/models" in done.err

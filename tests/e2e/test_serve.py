@@ -443,7 +443,10 @@ def test_a_held_request_waits_for_a_person(
         (waiting,) = line("approvals", "list", "--json").json["approvals"]
         assert (waiting["account"], waiting["method"]) == ("acme@default", "POST")
         assert f"each `{{{', '.join(waiting)}}}`" in DOCS.read_text()
-        assert waiting["id"] in line("approvals", "list").out
+        with line.terminal("approvals", "list", environ={"COLUMNS": "40"}) as narrow:
+            assert narrow.end() == 0
+        assert waiting["id"] in narrow.shown
+        assert f"POST {waiting['url']}" in narrow.shown, "nothing of what is decided on is cut"
         assert server.calls("/images/hold") == []
         done = line("approvals", answer, waiting["id"], "--json")
         assert list(done.json) == ["id", "approved", "by"]
@@ -451,3 +454,4 @@ def test_a_held_request_waits_for_a_person(
         assert asked.result().status_code == status
         again = line("approvals", answer, waiting["id"])
         assert (again.status, "approvals list" in again.err) == (1, True)
+        assert f"POST {waiting['url']}" in line("approvals", "list", "--settled").out

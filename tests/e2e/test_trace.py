@@ -77,6 +77,7 @@ def test_lines_fit_a_terminal_and_errors_have_a_colour(line: CommandLine, trace:
     assert all(len(re.sub(r"\x1b\[\d+m", "", each)) <= 80 for each in shown)
     assert [code for each in shown[1:] for code in re.findall(r"\x1b\[(3\d)m", each)] == ["31", "33"]
     assert shown[1].endswith("…1/chat/completions")
+    assert "denied: …" in shown[4]
 
 
 def test_days_are_shown_where_not_all_is_of_today(line: CommandLine, trace: Trace) -> None:

@@ -282,3 +282,20 @@ def test_an_end_that_was_let_go_is_remembered() -> None:
         assert out.startswith(b"text ")
         assert out.endswith(b" more")
         assert secret[7:].encode() not in out
+
+
+def test_the_trace_says_who_asked_with_a_key_that_has_ended_and_what_for(tmp_path: Path) -> None:
+    with Upstream() as upstream, running_gateway(acme(upstream.url), home=tmp_path) as gateway:
+        token = gateway.key()
+        gateway.keys.revoke(token)
+        live = gateway.key()
+        gateway.do(gateway.gateway.refresh)
+        with gateway.raw() as client:
+            for shown, path in ((token, "/acme/x"), (token[:-1], "/acme/x"), (live, "/other/y?q=1")):
+                client.send(f"GET {path} HTTP/1.1\r\nHost: g\r\nx-api-key: {shown}\r\n\r\n").answer()
+        rows = gateway.wait_for_rows(3)
+    assert [(row.client, row.path, row.outcome) for row in rows] == [
+        (token[3:15], "/acme/x", "key_refused"),
+        ("", "/acme/x", "key_refused"),
+        (live[3:15], "/other/y", "unknown_provider"),
+    ]

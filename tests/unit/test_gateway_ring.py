@@ -138,6 +138,7 @@ def test_a_revoked_key_ends_with_the_next_refresh(desk: Desk) -> None:
     assert ring.resolve(other) is stays
     assert ring.why(token) == "the valet key has been revoked"
     assert ring.why(token[:-1] + b"x") == UNKNOWN
+    assert (ring.ended(token), ring.ended(token[:-1] + b"x")) == (token[3:15].decode(), "")
     assert ring.refresh() == []
     assert ring.problems() == {}
 

@@ -34,19 +34,15 @@ def list_approvals(state: State, *, settled: bool) -> None:
         state.say("Nothing waits for a decision.")
         return
     now = state.clock.now()
-    rows = [
-        (
-            a["id"],
-            a["client_name"] or a["client"],
-            a["account"] or "-",
-            f"{a['method']} {a['url']}",
-            a["reason"] or "-",
-            ago(_time(a["since"]), now),
-            until(_time(a["until"]), now),
+    for a in found:
+        # Nothing of it is cut, however narrow the terminal: a person is to decide on it.
+        since, end = ago(_time(a["since"]), now), until(_time(a["until"]), now)
+        state.say(
+            f"{a['id']}  {a['client_name'] or a['client']}  {a['account'] or '-'}  asked {since}, ends {end}", bold=True
         )
-        for a in found
-    ]
-    state.table(("ID", "KEY", "ACCOUNT", "REQUEST", "WHY", "ASKED", "ENDS"), rows)
+        state.say(f"  {a['method']} {a['url']}")
+        if a["reason"]:
+            state.say(f"  {a['reason']}")
 
 
 def _say_settled(state: State, settled: list[dict[str, Any]]) -> None:
@@ -54,18 +50,11 @@ def _say_settled(state: State, settled: list[dict[str, Any]]) -> None:
         state.say("Nothing was decided since the gateway runs.")
         return
     now = state.clock.now()
-    rows = [
-        (
-            s["pending"]["id"],
-            s["pending"]["client_name"] or s["pending"]["client"],
-            f"{s['pending']['method']} {s['pending']['url']}",
-            s["outcome"],
-            s["by"] or "-",
-            ago(_time(s["at"]), now),
-        )
-        for s in settled
-    ]
-    state.table(("ID", "KEY", "REQUEST", "OUTCOME", "BY", "WHEN"), rows)
+    for s in settled:
+        asked, by = s["pending"], f" by {s['by']}" if s["by"] else ""
+        who = asked["client_name"] or asked["client"]
+        state.say(f"{asked['id']}  {who}  {s['outcome']}{by} {ago(_time(s['at']), now)}", bold=True)
+        state.say(f"  {asked['method']} {asked['url']}")
 
 
 @command("approve", short_help="Let a request through.")

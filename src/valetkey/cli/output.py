@@ -70,9 +70,9 @@ def ago(then: datetime, now: datetime) -> str:
 
 
 def _span(length: timedelta) -> str:
-    seconds = int(length.total_seconds())
+    seconds = round(length.total_seconds())
     for unit, size in (("day", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size or (unit != "day" and seconds >= size):
-            count = seconds // size
+            count = round(seconds / size)
             return f"{count} {unit}{'s' if unit == 'day' and count != 1 else ''}"
     return f"{seconds} s"

@@ -9,7 +9,7 @@ import click
 
 from valetkey.cli.frame import State, command, group, stop
 from valetkey.credential import CredentialRef, login_command
-from valetkey.errors import NotLoggedIn, ProviderError, RecordDamaged
+from valetkey.errors import NotLoggedIn, ProviderError, RecordDamaged, UsageError
 
 if TYPE_CHECKING:
     from valetkey.gateway.decide import Client, Decision, Grant, Matched, Refuse, RequestHead
@@ -121,6 +121,8 @@ def _request(method: str, url: str, client: Client) -> RequestHead | Refuse:
     from valetkey.gateway.decide import RequestHead
     from valetkey.gateway.route import read_target, route
 
+    if method != "CONNECT" and not url.startswith("/") and "://" not in url:
+        raise UsageError(f"{url[:60]!r} is no URL", hint=f"write https://{url[:60]}")
     if method != "CONNECT" and url.startswith("/"):
         return route(RequestHead(method=method, scheme="http", host="localhost", port=None, path=url), client)
     return read_target(method, url)

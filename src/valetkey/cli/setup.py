@@ -79,10 +79,14 @@ def _wish(state: State, accounts: tuple[str, ...], gateway: str | None, profile:
 
 
 def _program(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Give the words that call us from anywhere: the bare name where PATH has it, else the whole path."""
-    if shutil.which("valetkey", path=environ.get("PATH", "")) is not None:
-        return ("valetkey",)
+    """Give the words that call us from anywhere: the bare name where PATH has it, else the whole path.
+
+    A virtual environment that is active here is not on the tool's PATH tomorrow.
+    """
     script = Path(sys.executable).with_name("valetkey")
+    found = shutil.which("valetkey", path=environ.get("PATH", ""))
+    if found is not None and (sys.prefix == sys.base_prefix or Path(found) != script):
+        return ("valetkey",)
     return (str(script),) if script.is_file() else (sys.executable, "-m", "valetkey")
 
 

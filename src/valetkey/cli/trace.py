@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["trace"]
 
+# Of what was asked for: less says nothing.
+_SHORTEST = 6
 _POLL_SECONDS = 0.25
 _AT_ONCE = 1000
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -132,11 +134,14 @@ class _Lines:
             _tokens(row),
         )
         begin = " ".join(fitted(plain(text), width) for text, width in zip(texts, self._widths.values(), strict=True))
-        request = ("" if row.outcome == "ok" else f"{row.outcome}: ") + row.host + row.path
+        code, request = "" if row.outcome == "ok" else f"{row.outcome}: ", row.host + row.path
         width = self._state.width
         if width is not None:
-            request = _shortened(request, max(12, width - len(begin) - 1))
-        return f"{begin} {request}"
+            room = max(12, width - len(begin) - 1)
+            request = _shortened(request, max(_SHORTEST, room - len(code)))
+            # The code goes first, whatever is left of the rest.
+            return f"{begin} {fitted(code + request, room)}".rstrip()
+        return f"{begin} {code}{request}"
 
 
 def _shortened(text: str, width: int) -> str:

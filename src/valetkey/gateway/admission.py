@@ -41,7 +41,9 @@ def identify(head: ReadHead, url: bytes, *, tunnel: Tunnel | None, ring: Ring) -
         return answers.of_error(ring.failed)
     live = None if token is None else ring.resolve(token)
     if live is None or token is None:
-        return answers.no_key(proxy=proxy, why=None if token is None else ring.why(token))
+        refusal = answers.no_key(proxy=proxy, why=None if token is None else ring.why(token))
+        refusal.client = "" if token is None else ring.ended(token)
+        return refusal
     return Shown(live, token, url)
 
 

@@ -28,17 +28,20 @@ _HINTS = {
 
 
 class Answer:
-    """A whole answer of our own. `code` goes into the trace as the outcome."""
+    """A whole answer of our own. `code` goes into the trace as the outcome, `client` where nobody counts as one."""
 
-    __slots__ = ("body", "code", "headers", "status")
+    __slots__ = ("body", "client", "code", "headers", "status")
 
     def __init__(self, status: int, code: str, error: dict[str, object], headers: bytes = b"") -> None:
         self.status = status
         self.code = code
+        self.client = ""
         told = {name: value for name, value in error.items() if value is not None}
         self.body = json.dumps(
             {"type": "error", "error": {"type": f"valetkey_{code}", "code": code, **told}}, ensure_ascii=False
         ).encode()
+        # For whoever sees it on a terminal.
+        self.body += b"\n"
         self.headers = headers
 
     def head(self, *, keep_alive: bool) -> bytes:

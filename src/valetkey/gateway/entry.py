@@ -21,7 +21,7 @@ def row_of(
 ) -> Row:
     """Give the row. `at` is Unix time, `duration` and `first_byte` are in seconds."""
     plan, live, reader, down, relay = exchange.plan, exchange.live, exchange.reader, exchange.down, exchange.relay
-    if plan is None:
+    if plan is None or not plan.host:
         account, method, host, path, way = "", exchange.method.decode("latin-1"), "", _asked(exchange), _way(exchange)
     else:
         account, method, host, path, way = plan.told
@@ -30,7 +30,7 @@ def row_of(
         Row,
         (
             at,
-            "" if live is None else live.key.id,
+            exchange.ended_client if live is None else live.key.id,
             account,
             method,
             host,

@@ -79,8 +79,9 @@ class Exchange:
     _length = 0
     # The head as it came, where all of the request came at once.
     raw_head = b""
-    # The valet key that the client showed.
+    # The valet key that the client showed; the id of one that counts no more.
     token = b""
+    ended_client = ""
     _ready: Ready | None = None
     # The credential that goes into the body, once all of that is here.
     _waiting: Ready | None = None
@@ -297,6 +298,7 @@ class Exchange:
         """Find the key that the client shows; answers where there is none that counts."""
         found = admission.identify(head, self.url, tunnel=self.client.tunnel, ring=self.gateway.ring)
         if isinstance(found, Answer):
+            self.ended_client = found.client
             self.answer(found)
             return None
         self.token, self.url = found.token, found.url
@@ -322,7 +324,10 @@ class Exchange:
         else:
             how = "was denied by a person" if verdict == "denied" else "was decided on by nobody in time"
             told = answers.failed(
-                403, f"approval_{verdict.replace('-', '_')}", f"the request {how}", "see `valetkey approvals list`"
+                403,
+                f"approval_{verdict.replace('-', '_')}",
+                f"the request {how}",
+                "see `valetkey approvals list --settled`",
             )
             self.answer(told)
 

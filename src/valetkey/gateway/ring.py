@@ -110,6 +110,11 @@ class Ring:
             return _UNKNOWN
         return reason
 
+    def ended(self, token: bytes) -> str:
+        """Give the id of a key that counts no more, to whoever has the whole of it; else ""."""
+        key, _ = self._out.get(token[3:15], (None, ""))
+        return key.id if key is not None and hmac.compare_digest(hashlib.sha256(token).digest(), key.digest) else ""
+
     def changed(self, *, thorough: bool = True) -> bool:
         """Say whether there is reason to `refresh`: a change to the store, by anybody, or a key that has expired.
 

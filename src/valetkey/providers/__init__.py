@@ -139,11 +139,11 @@ class Catalogue:
             built_in = self.built_in()
             return min(found, key=lambda provider: provider.id not in built_in)
         ids = self.ids()
-        near = difflib.get_close_matches(name.lower(), ids, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name.lower(), ids, n=3, cutoff=0.65)
         near += [i for i in ids if name and i.startswith(name.lower()) and i not in near][:3]
         raise UnknownProvider(
             f"there is no provider {name[:60]!r}",
-            hint=f"use {' or '.join(near[:3])}"
+            hint=f"did you mean {' or '.join(near[:3])}?"
             if near
             else "see `valetkey providers list`, or add it: `valetkey providers add`",
         )
