@@ -1,0 +1,72 @@
+"""Prints what a sandbox costs: from its launch to the command's first instruction, and from its end to ours.
+
+    python -m bench.sandbox
+
+Medians of 20, interleaved with a plain `bwrap` of the same system folders, as whoever runs it; root becomes `nobody`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from tests.support.sandboxed import Place, sandbox_place
+from valetkey.sandboxes import sandbox_for
+
+RUNS = 20
+PLAIN = (
+    "bwrap --unshare-all --ro-bind /usr /usr --symlink usr/bin /bin --symlink usr/lib /lib --symlink usr/lib64 /lib64"
+)
+# One byte as its first act, then waits for the end of its stdin: which is how its last act is known.
+COMMAND = ("/bin/sh", "-c", "echo; read end")
+
+
+def through(start: Callable[[int, int], Callable[[], object]]) -> tuple[float, float]:
+    """Give the milliseconds to the first byte, and from the last act to the return of the wait."""
+    their_in, our_in = os.pipe()
+    our_out, their_out = os.pipe()
+    began = time.perf_counter()
+    wait = start(their_in, their_out)
+    os.close(their_in)
+    os.close(their_out)
+    os.read(our_out, 1)
+    first = time.perf_counter()
+    os.close(our_in)
+    wait()
+    ended = time.perf_counter()
+    os.close(our_out)
+    return (first - began) * 1000, (ended - first) * 1000
+
+
+def plain(stdin: int, stdout: int) -> Callable[[], object]:
+    return subprocess.Popen([*PLAIN.split(), *COMMAND], stdin=stdin, stdout=stdout).wait
+
+
+def sandboxed(place: Place) -> Callable[[int, int], Callable[[], object]]:
+    return lambda stdin, stdout: place.sandbox.start(place.spec(*COMMAND), stdin=stdin, stdout=stdout, stderr=2).wait
+
+
+def main() -> None:
+    print(f"{datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, {os.cpu_count()} cores, ms")
+    print("\n| | first instruction: median | max | end: median | max |\n|---|---|---|---|---|")
+    with sandbox_place(sandbox_for("bubblewrap")) as place:
+        ways = {"plain `bwrap`": plain, "the bubblewrap sandbox": sandboxed(place)}
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+        for number in range(RUNS + 1):
+            for name, start in ways.items():
+                figures = through(start)
+                if number:  # the first round is not counted
+                    taken[name].append(figures)
+    for name, figures_of in taken.items():
+        firsts, ends = zip(*figures_of, strict=True)
+        row = (statistics.median(firsts), max(firsts), statistics.median(ends), max(ends))
+        print(f"| {name} | " + " | ".join(f"{figure:.1f}" for figure in row) + " |")
+
+
+if __name__ == "__main__":
+    main()

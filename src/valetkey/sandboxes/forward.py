@@ -1,0 +1,134 @@
+"""Runs inside a sandbox: passes 127.0.0.1:3128 on to the run's gateway, and runs the command.
+
+    python3 -I -S -B forward.py CONTROL STDERR
+
+CONTROL is the descriptor of a socket to the starter. To it goes one byte when the port is open. From it comes the
+command: four bytes of length, then its words, each ended by NUL. Each byte after that is a signal for the command, and
+the end says that the starter is gone. STDERR is the command's stderr; what is written to descriptor 2 before the
+command runs is the starter's to read.
+
+No more of Python than Debian's python3-minimal has: no asyncio, resource, termios or ctypes.
+"""
+
+import _thread
+import fcntl
+import os
+import signal
+import socket
+import sys
+import time
+
+PORT = 3128
+GATEWAY = "/run/valetkey/gateway.sock"
+TIOCSCTTY = 0x540E  # of asm-generic/ioctls.h, which x86 and ARM use
+
+
+def main() -> None:
+    """Open the port, run the command, and end as it ends."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    errors = int(sys.argv[2])
+    for descriptor in (control.fileno(), errors):
+        os.set_inheritable(descriptor, False)
+    listener = socket.create_server(("127.0.0.1", PORT), backlog=128)
+    control.sendall(b"r")
+    command = read_command(control)
+    # Forked before there is a thread.
+    child = os.fork()
+    if child == 0:
+        run(command, errors)
+    os.dup2(errors, 2)
+    _thread.start_new_thread(obey, (control, child))
+    _thread.start_new_thread(serve, (listener,))
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    os._exit(code if code >= 0 else 128 - code)
+
+
+def read_command(control: socket.socket) -> "list[bytes]":
+    """Read the words of the command."""
+    length = int.from_bytes(control.recv(4, socket.MSG_WAITALL), "big")
+    words = control.recv(length, socket.MSG_WAITALL).split(b"\0")[:-1]
+    if not words:
+        os._exit(1)  # the starter is gone
+    return words
+
+
+def run(command: "list[bytes]", errors: int) -> None:
+    """Become the command, in a session of its own, on the terminal where there is one."""
+    try:
+        os.dup2(errors, 2)
+        os.setsid()
+        if os.isatty(0):
+            fcntl.ioctl(0, TIOCSCTTY, 0)
+        # When the machine's memory runs out, the kernel is to take the sandbox first.
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+        # Python ignores these two, and what is ignored stays so across exec.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        os.execvp(command[0], command)  # noqa: S606  # the command is what it is for
+    except OSError as error:
+        os.write(2, f"{os.fsdecode(command[0])}: {error.strerror}\n".encode(errors="replace"))
+    finally:
+        os._exit(127)
+
+
+def obey(control: socket.socket, child: int) -> None:
+    """Pass on the starter's signals; end everything when the starter is gone."""
+    while number := control.recv(1):
+        try:
+            os.killpg(child, number[0])
+        except OSError:
+            continue
+    os.kill(-1, signal.SIGKILL)
+
+
+def serve(listener: socket.socket) -> None:
+    """Take connections for ever."""
+    while True:
+        try:
+            client, _ = listener.accept()
+            _thread.start_new_thread(connect, (client,))
+        except (OSError, RuntimeError):  # no descriptor or thread left: until others are closed
+            time.sleep(0.05)
+
+
+def connect(client: socket.socket) -> None:
+    """Connect one client with the gateway; without a gateway it is closed."""
+    with client, socket.socket(socket.AF_UNIX) as gateway:
+        try:
+            gateway.connect(GATEWAY)
+        except OSError:
+            return
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        lock = _thread.allocate_lock()
+        lock.acquire()
+        _thread.start_new_thread(upload, (client, gateway, lock))
+        copy(gateway, client)
+        lock.acquire()
+
+
+def upload(client: socket.socket, gateway: socket.socket, done: "_thread.LockType") -> None:
+    """Copy what the client sends, then release the lock."""
+    try:
+        copy(client, gateway)
+    finally:
+        done.release()
+
+
+def copy(source: socket.socket, sink: socket.socket) -> None:
+    """Copy until the source ends, and end the sink's half; where one of them is gone, end both whole."""
+    try:
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        for end in (source, sink):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+
+if __name__ == "__main__":
+    main()

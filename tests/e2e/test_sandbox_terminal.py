@@ -1,0 +1,200 @@
+"""A sandboxed command on a terminal: sizes, keys, job control, the record, and the terminal's state afterwards."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.sandboxed import PYTHON, Place, sandbox_place
+from valetkey.sandboxes import sandbox_for
+from valetkey.sandboxes.terminal import read_now
+
+# Runs its arguments in the sandbox of the place, on the terminal that is its stdin; ends with 100 and the status.
+PROGRAM = """
+import sys
+from pathlib import Path
+from tests.support.sandboxed import Place
+from valetkey.sandboxes import sandbox_for
+from valetkey.sandboxes.terminal import run_on_terminal
+place = Place(root=Path(sys.argv[1]), sandbox=sandbox_for("bubblewrap"))
+with open(sys.argv[2], "wb") as record:
+    sys.exit(run_on_terminal(place.sandbox, place.spec(*sys.argv[3:]), terminal=0, record=record.write))
+"""
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    with sandbox_place(sandbox_for("bubblewrap")) as made:
+        yield made
+
+
+class Session:
+    """A user at a terminal, who has started a command in a sandbox."""
+
+    def __init__(self, place: Place, *command: str) -> None:
+        self.outer, self.inner = os.openpty()
+        termios.tcsetwinsize(self.outer, (33, 77))
+        self.before = termios.tcgetattr(self.inner)
+        self.record = place.root / "output.log"
+        self.seen = b""
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(place.root), str(self.record), *command],
+            stdin=self.inner,
+            stdout=self.inner,
+            stderr=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+        os.close(self.outer)
+        os.close(self.inner)
+
+    def type(self, keys: str) -> None:
+        os.write(self.outer, keys.encode())
+
+    def until(self, words: str) -> None:
+        """Read what the terminal shows until these words come."""
+        while words.encode() not in self.seen:
+            assert select.select([self.outer], [], [], 20)[0], self.seen
+            self.seen += os.read(self.outer, 65536)
+
+    def status(self) -> int:
+        """Wait for the end, showing what still comes; the terminal is then as it was."""
+        handle = os.pidfd_open(self.process.pid)
+        try:
+            while handle not in (ready := select.select([handle, self.outer], [], [], 20)[0]):
+                assert ready, self.seen
+                self.seen += os.read(self.outer, 65536)
+        finally:
+            os.close(handle)
+        assert termios.tcgetattr(self.inner) == self.before
+        return self.process.wait()
+
+
+def test_it_is_a_terminal_of_the_users_size(place: Place) -> None:
+    with Session(place, "sh", "-c", "stty size; tty; exit 7") as session:
+        session.until("33 77")
+        session.until("/dev/")
+        assert session.status() == 7
+        assert b"33 77" in session.record.read_bytes()
+
+
+def test_a_new_size_is_passed_on(place: Place) -> None:
+    sizes = (
+        "import os, signal\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])\n"
+        "print('up', flush=True)\nsignal.sigwait([signal.SIGWINCH])\nprint(os.get_terminal_size())"
+    )
+    with Session(place, PYTHON, "-c", sizes) as session:
+        session.until("up")
+        termios.tcsetwinsize(session.outer, (44, 88))
+        session.process.send_signal(signal.SIGWINCH)
+        session.until("columns=88, lines=44")
+        assert session.status() == 0
+
+
+def test_control_c_interrupts_the_command_and_nothing_else(place: Place) -> None:
+    waits = (
+        "import signal\ntry:\n  print('up', flush=True)\n  signal.pause()\n"
+        "except KeyboardInterrupt: print('interrupted', flush=True)\nprint(input())"
+    )
+    with Session(place, PYTHON, "-c", waits) as session:
+        session.until("up")
+        session.type("\x03")
+        session.until("interrupted")
+        session.type("goes on\r")
+        session.until("goes on\r\ngoes on")
+        assert session.status() == 0
+
+
+def test_a_shell_inside_controls_its_jobs(place: Place) -> None:
+    with Session(place, "bash", "--norc", "-i") as session:
+        session.until("$ ")
+        # What is typed does not hold the word that the job says.
+        session.type("sh -c 'echo st\"\"arted; exec sleep 600'\r")
+        session.until("started")
+        session.type("\x1a")
+        session.until("Stopped")
+        session.type('kill -KILL %1; wait; echo ""gone\r')
+        session.until("\ngone")
+        session.type("exit 3\r")
+        assert session.status() == 3
+
+
+def test_control_z_does_not_stop_a_command_that_nobody_could_wake(place: Place) -> None:
+    with Session(place, PYTHON, "-c", "print('up', flush=True); print(input())") as session:
+        session.until("up")
+        session.type("\x1a")
+        session.type("goes on\r")
+        session.until("goes on\r\n")
+        assert session.status() == 0
+
+
+def test_more_can_be_pasted_than_a_terminal_holds(place: Place) -> None:
+    takes = (
+        "import sys, tty\ntty.setraw(0)\nprint('up', flush=True)\n"
+        "print(len(sys.stdin.buffer.read(200_000)), 'taken', flush=True)"
+    )
+    with Session(place, PYTHON, "-c", takes) as session:
+        session.until("up")
+        for _ in range(100):
+            session.type("x" * 2000)
+        session.until("200000 taken")
+        assert session.status() == 0
+
+
+def test_a_termination_ends_the_command_and_leaves_the_terminal_as_it_was(place: Place) -> None:
+    with Session(
+        place, PYTHON, "-c", "import signal, tty; tty.setraw(0); print('up', flush=True); signal.pause()"
+    ) as session:
+        session.until("up")
+        assert termios.tcgetattr(session.inner) != session.before
+        session.process.terminate()
+        assert session.status() == 128 + signal.SIGTERM
+
+
+def test_one_that_cannot_start_leaves_the_terminal_as_it_was(place: Place) -> None:
+    place.gateway.rmdir()
+    with Session(place, "true") as session:
+        assert session.status() == 1
+    place.gateway.mkdir()
+
+
+def test_all_output_is_recorded(place: Place) -> None:
+    with Session(place, "seq", "20000") as session:
+        session.until("20000\r\n")
+        assert session.status() == 0
+        assert session.record.read_bytes() == "".join(f"{n}\r\n" for n in range(1, 20001)).encode()
+
+
+def test_the_users_terminal_is_not_the_commands(place: Place) -> None:
+    with Session(place, "sh", "-c", "stty raw -echo; ls -l /proc/self/fd; echo up; read line") as session:
+        session.until("up")
+        assert os.ttyname(session.inner).encode() not in session.seen
+        session.process.terminate()
+        session.status()
+
+
+def test_a_terminal_without_output_is_told_from_one_that_is_over() -> None:
+    outer, inner = os.openpty()
+    os.set_blocking(outer, False)
+    assert read_now(outer) is None
+    os.write(inner, b"said")
+    assert read_now(outer) == b"said"
+    os.close(inner)
+    assert read_now(outer) == b""
+    os.close(outer)
