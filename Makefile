@@ -65,6 +65,7 @@ bench: bench-commands bench-gateway
 
 bench-commands: install $(VENV)-bench/.installed
 	$(BIN)/python bench/run.py
+	$(BIN)/python -m bench.sandbox
 
 # ARGS="--quick" for a minute's worth, ARGS="load --only nginx --only valetkey" for a part, ARGS=--profile for a profile.
 bench-gateway: install $(VENV)-bench/.installed $(VENV)-bench-litellm/.installed $(VENV)-bench-mitmproxy/.installed

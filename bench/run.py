@@ -1,7 +1,7 @@
 """Prints the table of figures: whole commands side by side, interleaved in one run, medians of 20.
 
     make bench            # all
-    python bench/run.py token ask accounts
+    python bench/run.py token ask accounts audit
 
 The programs that Valetkey is compared with live in .venv-bench; gh and gnome-keyring are Debian's. What is not
 installed is named. Each command runs in a home of its own with made-up credentials.
@@ -20,15 +20,22 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+# In place of this folder, whose valetkey.py is another one.
+sys.path[0] = str(ROOT)
 
 from tests.support.servers import model_server  # noqa: E402  # the path comes first
+from valetkey.audit import reader  # noqa: E402
+from valetkey.audit.export import export  # noqa: E402
+from valetkey.audit.recorder import Audit  # noqa: E402
+from valetkey.audit.signing import public_key, sign, signing_key  # noqa: E402
+from valetkey.audit.verify import verify  # noqa: E402
 from valetkey.clock import SystemClock  # noqa: E402
 from valetkey.config import Paths  # noqa: E402
 from valetkey.credential import ApiKey, CredentialRef, Secret  # noqa: E402
@@ -284,7 +291,50 @@ def bench_accounts() -> None:
         )
 
 
-BENCHES: dict[str, Callable[[], None]] = {"token": bench_token, "ask": bench_ask, "accounts": bench_accounts}
+# --- audit ------------------------------------------------------------------------------------
+
+
+def bench_audit() -> None:
+    """Time both verifiers on 10,000 entries, and what the gateway waits for at a use."""
+    with folder() as place:
+        home = home_in(place)
+        paths, clock = Paths(home=home), SystemClock()
+        store = open_store(paths, clock=clock, key_source_kind="key-file")
+        audit = Audit(paths, clock)
+        firsts = []
+        for number in range(10_000):
+            began = time.perf_counter()
+            audit.note("key:0123456789ab", f"openai@a{number:06}")
+            firsts.append((time.perf_counter() - began) * 1000)
+            if number % 100 == 99:
+                sign(audit, store, paths, clock)
+        again = timeit.timeit(lambda: audit.note("key:0123456789ab", "openai@a000005"), number=100_000) / 100_000
+        print("\nThe audit")
+        print(f"first use of a minute: median {statistics.median(firsts):.2f} ms, max {max(firsts):.2f} ms")
+        print(f"each further use: {again * 1e9:.0f} ns")
+        audit.close()
+        file = place / "audit.jsonl"
+        key = public_key(signing_key(store, paths, clock))
+        store.close()
+        export(paths.audit, file, client=None, key=key)
+        for title, lines in (
+            ("audit.db", reader.lines(paths.audit)),
+            ("an export", file.read_bytes().splitlines(True)),
+        ):
+            began = time.perf_counter()
+            found = verify(lines, key=key, anchor=None, whole=False)
+            took = time.perf_counter() - began
+            print(f"verify {title}: {found.entries} entries, {found.checkpoints} checkpoints in {took:.2f} s")
+        argv = [sys.executable, str(ROOT / "docs" / "verify_audit.py"), str(file), "--key", key]
+        print(f"docs/verify_audit.py, the whole command: {milliseconds(Program(name='apart', argv=argv)) / 1000:.2f} s")
+
+
+BENCHES: dict[str, Callable[[], None]] = {
+    "token": bench_token,
+    "ask": bench_ask,
+    "accounts": bench_accounts,
+    "audit": bench_audit,
+}
 
 
 def main() -> None:

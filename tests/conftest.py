@@ -15,6 +15,7 @@ from tests.support.clock import FakeClock
 from tests.support.echo import Echo
 from tests.support.gateway_process import kill_what_is_left
 from tests.support.oidc_provider import OidcProvider, oidc_provider
+from tests.support.runs import clear
 from tests.support.servers import ApiMock, ModelServer, api_mock, model_server
 from tests.support.tls import CertificateAuthority
 from valetkey.http import HttpClient
@@ -69,6 +70,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("VALETKEY_HOME", str(folder))
     yield folder
     kill_what_is_left(folder)
+    clear(folder)
 
 
 @pytest.fixture

@@ -23,7 +23,9 @@ __all__ = [
     "without_credential",
 ]
 
-Use = Literal["token", "exec", "helper", "ask", "chat", "auth", "gateway", "probe"]
+Use = Literal["token", "exec", "helper", "ask", "chat", "auth", "gateway", "run", "probe", "renewal"]
+# What hands the credential to nobody.
+_NO_USES = frozenset({"probe", "renewal"})
 # Restricted logins serve none of these (docs/login.md); one that names its agents serves them alone.
 _REFUSED_TO_RESTRICTED = frozenset({"token", "exec", "helper", "ask", "auth", "gateway"})
 
@@ -104,18 +106,23 @@ class Access:
         return inject.join(self.base_url, path)
 
 
-def check_use(ref: CredentialRef, method: AuthMethod, use: Use, *, restricted: bool) -> None:
-    """Refuse a restricted login the uses that it may not serve. Raises: NotForThisUse."""
-    if not restricted or use == "probe":
+def check_use(ref: CredentialRef, method: AuthMethod, use: Use, *, restricted: bool, agent: str | None = None) -> None:
+    """Refuse a restricted login the uses that it may not serve. Raises: NotForThisUse.
+
+    `agent` is the client that a run was started for, None for a bare command, which is refused as `exec` is.
+    """
+    if not restricted or use in _NO_USES:
         return
     if method.for_agents:
+        if use == "run" and agent in method.for_agents:
+            return
         agents = ", ".join(method.for_agents)
         raise NotForThisUse(
             f"{method.label or method.id} of {ref.provider} may serve only its provider's own client ({agents})",
             provider=ref.provider,
             hint=f"log in with an API key: `valetkey login {ref.provider} --account api --method api-key`",
         )
-    if use in _REFUSED_TO_RESTRICTED:
+    if use in _REFUSED_TO_RESTRICTED or (use == "run" and agent is None):
         raise NotForThisUse(
             f"{method.label or method.id} of {ref.provider} is a restricted login and may not serve `{use}`",
             provider=ref.provider,

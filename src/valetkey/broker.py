@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import timedelta
@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from valetkey.access import Access, Use, check_use, from_environment, without_credential
+from valetkey.audit.recorder import Audit
 from valetkey.clock import Clock, SystemClock
 from valetkey.config import Config, load
 from valetkey.credential import (
@@ -36,6 +37,7 @@ from valetkey.credential import (
 from valetkey.errors import (
     CredentialExpired,
     InvalidProvider,
+    NotForThisUse,
     NotLoggedIn,
     RefreshFailed,
     UsageError,
@@ -57,7 +59,7 @@ __all__ = ["Access", "Broker", "Use", "open_broker"]
 class Broker:
     """Serves any number of tasks and threads; two in different processes agree through the store.
 
-    `accounts_here` names, for a provider, the account that this folder's tools use.
+    `accounts_here` names, for a provider, the account that this folder's tools use. `audit` gets uses and renewals.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Broker:
         clock: Clock,
         environ: Mapping[str, str],
         accounts_here: Mapping[str, str] | None = None,
+        audit: Audit | None = None,
         flow_for: Callable[..., AuthFlow] = flow_for,
     ) -> None:
         self.store = store
@@ -76,6 +79,7 @@ class Broker:
         self.http = http
         self.clock = clock
         self.environ = environ
+        self.audit = audit
         self._accounts_here = accounts_here or {}
         self._flow_for = flow_for
         # Hears of each renewal that was sent: the provider, and "ok" or the code of its error. For who counts them.
@@ -103,29 +107,41 @@ class Broker:
 
     # --- what ---------------------------------------------------------------------------------
 
-    async def access(self, name: str, *, use: Use, rejected: Credential | None = None) -> Access:
+    async def access(
+        self, name: str, *, use: Use, rejected: Credential | None = None, agent: str | None = None
+    ) -> Access:
         """Give what serves `name` now: the stored login, else the environment's, else none where none is needed.
 
-        `rejected` is the credential that the provider has just refused (401).
+        `rejected` is the credential that the provider has just refused (401); `agent` whom a run is for (`check_use`).
         Raises: NotLoggedIn, NeedsLogin, CredentialExpired, NotForThisUse, RefreshFailed, RefreshBusy, StoreError;
-        InvalidParameter, InvalidBaseUrl for what the environment says.
+        InvalidParameter, InvalidBaseUrl for what the environment says; AuditUnwritable: what cannot be recorded is not
+        given. The gateway records the uses of its clients itself.
         """
         with DroppedFrames():
-            return await self._access(name, use=use, rejected=rejected)
+            try:
+                found = await self._access(name, use=use, rejected=rejected, agent=agent)
+            except NotForThisUse as error:
+                if self.audit is not None and use != "gateway":
+                    detail = {"code": error.code}
+                    self.audit.tell("denial", who=f"command:{use}", account=str(self.resolve(name)), detail=detail)
+                raise
+            if self.audit is not None and use != "gateway":
+                self.audit.used(f"command:{use}", str(found.ref), {"source": found.source})
+            return found
 
-    async def _access(self, name: str, *, use: Use, rejected: Credential | None) -> Access:
+    async def _access(self, name: str, *, use: Use, rejected: Credential | None, agent: str | None) -> Access:
         ref = self.resolve(name)
         provider = self.catalogue.get(ref.provider)
         record = self.store.load(ref)
         if record is not None:
             method = self._method_of(provider, record.credential)
-            check_use(ref, method, use, restricted=record.restricted)
+            check_use(ref, method, use, restricted=record.restricted, agent=agent)
             record = await self._fresh(record, method, rejected)
             return self._stored(provider, method, record)
         if "@" not in name:
             found = from_environment(self.environ, ref, provider) or without_credential(self.environ, ref, provider)
             if found is not None:
-                check_use(ref, found.method, use, restricted=found.method.standing == "restricted")
+                check_use(ref, found.method, use, restricted=found.method.standing == "restricted", agent=agent)
                 return found
         raise NotLoggedIn(
             f"no credential is stored for {ref}", provider=provider.id, hint=f"run `{login_command(ref)}`"
@@ -155,6 +171,8 @@ class Broker:
     def close(self) -> None:
         """Finish what is under way and let go of connections."""
         self.wait_for_renewals()
+        if self.audit is not None:
+            self.audit.close()
         self.http.close()
         self.store.close()
 
@@ -253,6 +271,12 @@ class Broker:
             future: Future[Record] = Future()
             self._renewals[ref] = future
 
+        outcomes: list[str] = []
+
+        def told(outcome: str) -> None:
+            outcomes.append(outcome)
+            self.told(ref.provider, outcome)
+
         def run() -> None:
             try:
                 record = Renewal(
@@ -262,18 +286,26 @@ class Broker:
                     store=self.store,
                     clock=self.clock,
                     still_good=still_good,
-                    told=partial(self.told, ref.provider),
+                    told=told,
                 ).run()
             except BaseException as error:
+                self._record(ref, outcomes)
                 self._settle(ref)
                 future.set_exception(error)
             else:
+                self._record(ref, outcomes)
                 self._settle(ref)
                 future.set_result(record)
 
         # No daemon: an interpreter that ends waits for the answer to be saved.
         threading.Thread(target=run, name=f"valetkey-renew-{ref}").start()
         return future
+
+    def _record(self, ref: CredentialRef, outcomes: Sequence[str]) -> None:
+        """Put a renewal that was sent into the audit, once it is saved: nothing may keep it from being saved."""
+        if self.audit is not None:
+            for outcome in outcomes:
+                self.audit.tell("renewal", account=str(ref), detail={"outcome": outcome})
 
     def _settle(self, ref: CredentialRef) -> None:
         with self._guard:
@@ -363,6 +395,7 @@ def open_broker(
         clock=clock,
         environ=environ,
         accounts_here=config.accounts_here(_here()),
+        audit=Audit(config.paths, clock),
     )
 
 

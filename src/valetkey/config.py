@@ -52,6 +52,16 @@ class Paths:
         return self.home / "trace.db"
 
     @property
+    def audit(self) -> Path:
+        """The SQLite file of what was done."""
+        return self.home / "audit.db"
+
+    @property
+    def audit_key(self) -> Path:
+        """The public key that the audit's checkpoints are signed with."""
+        return self.home / "audit.pub"
+
+    @property
     def key_file(self) -> Path:
         """The key file, where the key source is one."""
         return self.home / "store.key"
@@ -65,6 +75,15 @@ class Paths:
     def run(self) -> Path:
         """What a running gateway keeps there: serving.py names it."""
         return self.home / "run"
+
+    @property
+    def runs(self) -> Path:
+        """What is kept of runs, one folder each: runs/record.py names what is in it."""
+        return self.home / "runs"
+
+    def run_lock(self, run: str) -> Path:
+        """The lock that the parent of a run holds for as long as it lives."""
+        return self.runs / run / "lock"
 
     @property
     def providers(self) -> Path:

@@ -16,6 +16,8 @@
       GatewayError                   GatewayDown GatewayFailed UnknownKey UnknownApproval AuthorityBroken
         AddressRefused               a name that resolves to an address that gets no request
         TraceUnreadable TraceTooNew  the file of past requests
+      RunError                       SandboxUnavailable SandboxFailed WorkspaceRefused UnknownRun RunGoesOn
+      AuditError                     AuditUnwritable AuditBroken
       ImportFailed                   another tool's file of logins
       SetupRefused                   another tool's file of settings
 
@@ -28,6 +30,9 @@ from __future__ import annotations
 
 __all__ = [
     "AddressRefused",
+    "AuditBroken",
+    "AuditError",
+    "AuditUnwritable",
     "AuthorityBroken",
     "BackupFailed",
     "BuiltInProvider",
@@ -73,6 +78,10 @@ __all__ = [
     "RefreshRejected",
     "RequestRefused",
     "RestrictedLogin",
+    "RunError",
+    "RunGoesOn",
+    "SandboxFailed",
+    "SandboxUnavailable",
     "SetupRefused",
     "SourceFailed",
     "StoreError",
@@ -88,10 +97,12 @@ __all__ = [
     "UnknownKey",
     "UnknownModel",
     "UnknownProvider",
+    "UnknownRun",
     "Unreachable",
     "UsageError",
     "ValetkeyError",
     "ValidationFailed",
+    "WorkspaceRefused",
     "WrongKey",
     "WrongMode",
 ]
@@ -470,6 +481,60 @@ class AddressRefused(GatewayError):
     """A name resolves to loopback, a private network or a metadata service, and no login is for that."""
 
     exit_status = 4
+
+
+# --- runs ------------------------------------------------------------------------------------
+
+
+class RunError(ValetkeyError):
+    """A run cannot be started, found or changed."""
+
+
+class UnknownRun(RunError):
+    """There is no run of this id, or more than one begins with it."""
+
+
+class RunGoesOn(RunError):
+    """A run that goes on cannot be removed."""
+
+
+class SandboxUnavailable(RunError):
+    """This machine lacks what the sandbox needs, or forbids it; the hint is the command that mends it."""
+
+
+class SandboxFailed(RunError):
+    """The sandbox did not come up; the message has its own words."""
+
+
+class WorkspaceRefused(RunError):
+    """A folder is not given to a sandbox: it holds credentials or sockets, or belongs to root or the system."""
+
+    exit_status = 4
+
+
+# --- the audit -------------------------------------------------------------------------------
+
+
+class AuditError(ValetkeyError):
+    """The record of what was done."""
+
+
+class AuditUnwritable(AuditError):
+    """What is about to be done cannot be recorded, so it is not done."""
+
+    retryable = True
+
+
+class AuditBroken(AuditError):
+    """The chain is not as it was written; `seq` is the number of the first entry that shows it."""
+
+    def __init__(self, message: str, *, hint: str, provider: str | None = None, seq: int = 0) -> None:
+        super().__init__(message, hint=hint, provider=provider)
+        self.seq = seq
+
+    def as_dict(self) -> dict[str, object]:
+        """Give the JSON form, with the entry's number."""
+        return {**super().as_dict(), "seq": self.seq}
 
 
 # --- imports ---------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def open_access(broker: Broker, name: str, *, paths: Paths, environ: Mapping[str
         kept = _kept.get(place)
         if kept is not None and kept.base_url.startswith(str(running.about["url"])):
             return kept
-        keys = Keys(broker.store, broker.clock)
+        keys = Keys(broker.store, broker.clock, broker.audit)
         made, token = keys.issue(
             grants=[ref],
             catalogue=broker.catalogue,

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
+from valetkey.audit.recorder import Audit
 from valetkey.clock import Clock
 from valetkey.credential import DEFAULT_ACCOUNT, Ambient, Credential, CredentialRef, ExchangedKey, login_command
 from valetkey.errors import (
@@ -89,12 +90,14 @@ class Logins:
         http: HttpClient,
         clock: Clock,
         environ: Mapping[str, str],
+        audit: Audit | None = None,
     ) -> None:
         self._store = store
         self._catalogue = catalogue
         self._http = http
         self._clock = clock
         self._environ = environ
+        self._audit = audit
 
     async def begin(
         self,
@@ -222,6 +225,9 @@ class Logins:
             base_url=base_url,
             restricted=method.standing == "restricted",
         )
+        if self._audit is not None:
+            detail = {"method": method.id, "restricted": record.restricted, "verified": verify}
+            self._audit.append("login", account=str(record.ref), detail=detail)
         return _save_over(self._store, record)
 
 

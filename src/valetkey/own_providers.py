@@ -152,4 +152,6 @@ def accept(broker: Broker, change: Change) -> None:
     """Seal the declaration's hosts into the account. Raises: GenerationConflict when it was renewed meanwhile."""
     record = broker.store.load(change.ref)
     if record is not None:
+        if broker.audit is not None:
+            broker.audit.append("accept", account=str(change.ref), detail={"added": list(change.added)})
         broker.store.save(replace(record, hosts=change.hosts, endpoints=change.endpoints, base_url=change.base_url))

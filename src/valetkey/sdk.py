@@ -6,6 +6,7 @@ of ours come out without the frames inside: what reports errors with their varia
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections.abc import Mapping
@@ -64,7 +65,9 @@ def _broker(given: Broker | None) -> Broker:
     key = (str(Paths.of(os.environ).home), os.getpid())
     with _guard:
         if key not in _opened:
-            _opened[key] = open_broker()
+            opened = _opened[key] = open_broker()
+            if opened.audit is not None:
+                atexit.register(opened.audit.close)  # uses of this minute are only counted yet
         return _opened[key]
 
 
@@ -130,7 +133,12 @@ def logins(broker: Broker) -> Logins:
     from valetkey.login import Logins
 
     return Logins(
-        store=broker.store, catalogue=broker.catalogue, http=broker.http, clock=broker.clock, environ=broker.environ
+        store=broker.store,
+        catalogue=broker.catalogue,
+        http=broker.http,
+        clock=broker.clock,
+        environ=broker.environ,
+        audit=broker.audit,
     )
 
 
@@ -206,10 +214,13 @@ async def logout(name: str, *, broker: Broker | None = None) -> LoggedOut:
         raise NotLoggedIn(
             f"no credential is stored for {ref}", provider=ref.provider, hint="see `valetkey list` for what there is"
         )
+    revocation: Literal["revoked", "failed", "not supported"] = "failed"
     try:
         revocation = await _revoke(opened, ref)
     finally:
         opened.store.delete(ref)
+        if opened.audit is not None:
+            opened.audit.tell("logout", account=str(ref), detail={"revocation": revocation})
     return LoggedOut(ref=ref, revocation=revocation)
 
 

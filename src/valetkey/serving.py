@@ -64,20 +64,7 @@ def about(home: str) -> "dict[str, Any] | None":
 
 def is_alive(home: str) -> bool:
     """Say whether a gateway of this home lives: it holds its lock for as long as it does."""
-    import fcntl
-
-    try:
-        descriptor = os.open(os.path.join(home, "run", LOCK), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        # Shared, so that two who ask at once do not take each other for the gateway.
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    return modes.is_locked(os.path.join(home, "run", LOCK))
 
 
 def running(home: str) -> "dict[str, Any] | None":

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.support.decisions import CASES, PROVIDERS, Case, decided, example, policy
+from tests.support.decisions import OF_KEYS, PROVIDERS, Case, decided, example, policy
 from tests.support.everywhere import Everywhere, answered, everywhere, place_of
 from tests.support.gateway import Raw
 from valetkey.gateway.decide import Decision, Forward, Hold, Refuse
@@ -93,7 +93,7 @@ def may_be_granted(provider: Provider) -> bool:
 
 
 # What no key can have is decided on, but never by the engine.
-POSSIBLE = [c for c in CASES if all(may_be_granted(PROVIDERS.get(name.partition("@")[0])) for name in c.grants)]
+POSSIBLE = [c for c in OF_KEYS if all(may_be_granted(PROVIDERS.get(name.partition("@")[0])) for name in c.grants)]
 REQUESTS = [case for case in POSSIBLE if case.method != "CONNECT"]
 AT_OUR_ADDRESS = [case for case in REQUESTS if case.url.startswith("/")]
 ELSEWHERE = [case for case in REQUESTS if not case.url.startswith("/")]

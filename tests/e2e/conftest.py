@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_line import CommandLine
+from tests.support.runs import clear
 from tests.support.servers import ApiMock
 from tests.support.serving_gateway import GatewayProcess, serving
 from tests.support.tls import CertificateAuthority
@@ -54,6 +55,7 @@ def gateway(
     outside = {"HTTPS_PROXY": f"http://127.0.0.1:{_upstreams.outside.port}", "NO_PROXY": "127.0.0.1"}
     with serving(valetkey, environ=outside) as running:
         yield running.create_key(*_upstreams.services)
+    clear(home)
 
 
 @pytest.fixture

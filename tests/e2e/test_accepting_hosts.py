@@ -59,6 +59,8 @@ def test_new_hosts_get_the_credential_once_they_are_accepted(
     assert said == [
         {"account": "default", "added": [f"127.0.0.1:{after.port}"], "removed": [f"127.0.0.1:{before.port}"]}
     ]
+    (entry,) = line("audit", "show", "--kind", "accept", "--json").json["entries"]
+    assert (entry["account"], entry["detail"]["added"]) == ("acme@default", [f"127.0.0.1:{after.port}"])
     asked = len(before.requests)
     assert line("status", "acme").status == 0
     assert (len(after.requests), len(before.requests)) == (1, asked)

@@ -19,10 +19,11 @@ from valetkey.cli.frame import valetkey as root
 KEY = "sk-" + "json1" * 8
 AWS_KEYS = f"access_key_id=AKIA{'A' * 16}\nsecret_access_key={'s' * 40}\n"
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
-# `exec` gives what its command gives. The demo has a test of its own, with its model.
-WITHOUT_SHAPE = {"exec"}
-# `serve` goes on until it is ended, and a request has to wait for a decision: test_serve.py.
-ELSEWHERE = {"demo", "serve", "approvals approve", "approvals deny"}
+# They give what their commands give. The demo has a test of its own, with its model.
+WITHOUT_SHAPE = {"exec", "run"}
+# `serve` goes on until it is ended, and a request has to wait for a decision: test_serve.py. Runs: test_run.py.
+RUNS = {"runs show", "runs logs", "runs stop", "runs remove"}
+ELSEWHERE = {"demo", "serve", "approvals approve", "approvals deny"} | RUNS
 # Other names of commands that stand in the table under their own; `auth` has one of its own too.
 OWN_NAMES = {"auth switch"}
 # A command that reads its first word itself.
@@ -115,6 +116,10 @@ def commands(server: LocalServer, folder: Path) -> list[tuple[str, list[str], st
         ("key list", [], ""),
         ("key revoke", ["ci"], ""),
         ("trace", [], ""),
+        ("runs list", [], ""),
+        ("audit show", [], ""),
+        ("audit verify", [], ""),
+        ("audit export", [str(folder / "audit.jsonl")], ""),
         ("ca show", [], ""),
         ("ca export", [str(folder / "exported.pem")], ""),
         ("ca install-hint", [], ""),
@@ -162,6 +167,7 @@ def test_the_shapes_within_are_the_documented_ones_too(home: Path, server: Local
     key = line("key", "list", "--json").json["keys"][0]
     assert said(key) in text
     assert said(key["limits"]) in text
+    assert said(line("audit", "show", "--json").json["entries"][0]) in text
     assert said(line("models", "--json").json["providers"][0]) in text
     with background(line) as running:
         assert said(running) in text

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import CommandLine
+from tests.support.command_line import ORDINARY, CommandLine
 from tests.support.gateway_process import ended, until
 from valetkey import serving
 
@@ -28,6 +28,9 @@ WORDS = [
     "valetkey trace",
     "valetkey key revoke",
     "curl",
+    "cat workspace/look.sh",
+    "valetkey run",
+    "valetkey runs list",
     "valetkey down",
     "grep -rl",
 ]
@@ -44,7 +47,7 @@ def temporary(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def line(home: Path, temporary: Path) -> CommandLine:
-    return CommandLine(home=home, environ={"TMPDIR": str(temporary)})
+    return CommandLine(home=home, environ={"TMPDIR": str(temporary)}, through=ORDINARY)
 
 
 @pytest.mark.xdist_group("model")
@@ -59,7 +62,7 @@ def test_the_demo_shows_each_command_before_it_runs_and_leaves_nothing(
         text: done.out.partition(text)[2].partition(f"\n{following}")[0]
         for text, following in zip(shown, [*shown[1:], "Next"], strict=True)
     }
-    asked, by_key, traced, refused, searched = (after[shown[n]] for n in (3, 6, 7, 9, 11))
+    asked, by_key, traced, refused, inside, searched = (after[shown[n]] for n in (3, 6, 7, 9, 11, 14))
     assert any(c.isalpha() for c in asked)
     # The same model, the same question: the same words, by another way.
     assert asked.strip() in by_key
@@ -68,6 +71,9 @@ def test_the_demo_shows_each_command_before_it_runs_and_leaves_nothing(
     assert "/v1/chat/completions" in traced
     assert "has been revoked" in refused
     assert refused.rstrip().endswith("\n401")
+    environment, _, answered = inside.partition("the host cannot be reached\n")
+    assert "HTTPS_PROXY=http://127.0.0.1:3128" in environment
+    assert asked.strip() in answered
     assert "(nothing: the key is in none of the" in searched
     next_commands = done.out.partition("Next, for a provider of yours:")[2].split("\n  ")[1:]
     assert [text.split()[:2] for text in next_commands] == [
@@ -94,7 +100,9 @@ def assert_shown(text: str, lines: list[str]) -> None:
 @pytest.mark.xdist_group("model")
 def test_the_demo_in_json_is_one_document_and_needs_no_curl(line: CommandLine, temporary: Path) -> None:
     done = line("demo", "--json", environ={"PATH": str(temporary)}, patience_seconds=PATIENCE_SECONDS)
-    assert (done.status, done.json) == (0, {"answered": True, "refused": True}), done.err
+    told = {"answered": True, "refused": True, "sandboxed": False}
+    assert (done.status, done.json) == (0, told), done.err
+    assert "without a run in a sandbox" not in done.out
     assert not CREDENTIAL.search(done.err)
 
 

@@ -7,9 +7,11 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +20,13 @@ from typing import Any
 
 from tests.support.local_server import Answer, LocalServer, Received
 
-__all__ = ["CommandLine", "Done", "Terminal", "api_server"]
+__all__ = ["ORDINARY", "CommandLine", "Done", "Terminal", "api_server"]
 
 PATIENCE_SECONDS = 20.0
+# Root starts no run: where the tests run as root, they do this as an ordinary user of a namespace of their own.
+ORDINARY = (
+    (str(shutil.which("unshare")), "--user", "--map-user=1000", "--map-group=1000", "--") if os.geteuid() == 0 else ()
+)
 _KEPT = ("PATH", "LANG", "COVERAGE_PROCESS_START")
 # Makes standard input the controlling terminal: without one there is neither Ctrl-C nor /dev/tty.
 _ON_TERMINAL = """
@@ -51,6 +57,8 @@ class CommandLine:
 
     home: Path
     environ: dict[str, str] = field(default_factory=dict)
+    # What goes before the command.
+    through: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Take over what a program needs to run at all."""
@@ -75,7 +83,7 @@ class CommandLine:
     ) -> Done:
         """Run it without a terminal."""
         done = subprocess.run(
-            [sys.executable, "-m", "valetkey", *words],
+            [*self.through, sys.executable, "-m", "valetkey", *words],
             input=stdin.encode() if isinstance(stdin, str) else stdin,
             env={**self.environ, **(environ or {})},
             capture_output=True,
@@ -89,7 +97,7 @@ class CommandLine:
         """Run it on a terminal of its own, 80 columns wide."""
         ours, theirs = pty.openpty()
         process = subprocess.Popen(
-            [sys.executable, "-c", _ON_TERMINAL, *words],
+            [*self.through, sys.executable, "-c", _ON_TERMINAL, *words],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -133,6 +141,10 @@ class Terminal:
             assert self._read(deadline), f"{text!r} never came: {self.shown!r}"
         self._seen = self.shown.index(text, self._seen) + len(text)
         return self.shown
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Make it this large."""
+        termios.tcsetwinsize(self._ours, (rows, columns))
 
     def send(self, text: str) -> None:
         """Type this."""

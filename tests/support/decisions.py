@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from valetkey.gateway import grants
 from valetkey.gateway.decide import Client, Decision, Grant, Refuse, RequestHead, decide
 from valetkey.gateway.policy import GRANTED_ALONE, Policy, read
 from valetkey.gateway.route import read_target, route
+from valetkey.gateway.runs import policy_of
 from valetkey.providers import catalogue
 
-__all__ = ["CASES", "PROVIDERS", "Case", "answered", "client", "decided", "example", "policy"]
+__all__ = ["CASES", "OF_KEYS", "PROVIDERS", "Case", "answered", "client", "decided", "example", "policy"]
 
 _FILE = Path(__file__).parents[1] / "contract" / "decisions.toml"
 _EXPECTED = ("verdict", "code", "how", "grant", "sent", "rule", "line")
@@ -24,14 +25,25 @@ _EXPECTED = ("verdict", "code", "how", "grant", "sent", "rule", "line")
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One request. `policy` is the text of a file, empty for none; `expected` holds what the corpus says of it."""
+    """One request. `policy` is the text of a file, empty for none; `expected` holds what the corpus says of it.
+
+    `allow` is what a run may go to beside its grants, None where a key asks; `shown` the account whose placeholder the
+    request shows.
+    """
 
     name: str
     method: str
     url: str
     grants: tuple[str, ...]
     policy: str
+    allow: tuple[str, ...] | None = None
+    shown: CredentialRef | None = None
     expected: dict[str, Any]
+
+
+def _ref(name: str) -> CredentialRef:
+    provider, _, account = name.partition("@")
+    return CredentialRef(provider=provider, account=account or "default")
 
 
 def _read() -> list[Case]:
@@ -43,6 +55,8 @@ def _read() -> list[Case]:
             url=case["url"],
             grants=tuple(case["grants"]),
             policy=corpus["policies"][case["policy"]],
+            allow=tuple(case["allow"]) if "allow" in case else None,
+            shown=_ref(case["shown"]) if "shown" in case else None,
             expected={key: value for key, value in case.items() if key in _EXPECTED},
         )
         for case in corpus["case"]
@@ -50,6 +64,8 @@ def _read() -> list[Case]:
 
 
 CASES = _read()
+# What `policy explain` can be asked: it knows no runs.
+OF_KEYS = [case for case in CASES if case.allow is None]
 
 
 def answered(case: Case, answer: dict[str, Any]) -> dict[str, Any]:
@@ -64,13 +80,9 @@ PROVIDERS = catalogue(Paths(home=Path("/nonexistent")))
 
 
 def _grant(name: str) -> Grant:
-    provider, _, account = name.partition("@")
+    ref = _ref(name)
     # Azure has no address before somebody says which.
-    found = grants.declared(
-        CredentialRef(provider=provider, account=account or "default"),
-        PROVIDERS.get(provider),
-        parameters={"resource_name": "example"},
-    )
+    found = grants.declared(ref, PROVIDERS.get(ref.provider), parameters={"resource_name": "example"})
     assert found is not None
     return found
 
@@ -80,8 +92,10 @@ def client(names: tuple[str, ...]) -> Client:
     return Client(id="k", kind="key", grants=tuple(map(_grant, names)))
 
 
-def policy(text: str) -> Policy:
-    """Read a policy; without text, that of a key without one."""
+def policy(text: str, allow: tuple[str, ...] | None = None) -> Policy:
+    """Read a policy; without text, that of a key or a run without one."""
+    if allow is not None:
+        return policy_of(text, file="policy.toml", allow=allow)
     return read(text, file="policy.toml") if text else GRANTED_ALONE
 
 
@@ -89,10 +103,14 @@ def decided(case: Case, chosen: Policy) -> Decision:
     """Decide on a case, without any front end."""
     asking = client(case.grants)
     if case.url.startswith("/"):
-        head = RequestHead(method=case.method, scheme="http", host="127.0.0.1", port=4380, path=case.url)
+        head = RequestHead(
+            method=case.method, scheme="http", host="127.0.0.1", port=4380, path=case.url, grant=case.shown
+        )
         request = route(head, asking)
     else:
         request = read_target(case.method, case.url)
+        if isinstance(request, RequestHead):
+            request = replace(request, grant=case.shown)
     return request if isinstance(request, Refuse) else decide(request, asking, chosen)
 
 

@@ -16,6 +16,8 @@ from typing import Any, Literal, TypeVar
 
 from tests.support.brokers import Declared
 from tests.support.memory_store import MemoryStore
+from tests.support.runs import clear
+from valetkey.audit.recorder import Audit
 from valetkey.broker import Broker
 from valetkey.clock import Clock, SystemClock
 from valetkey.config import Paths
@@ -27,6 +29,7 @@ from valetkey.gateway.keys import Keys
 from valetkey.gateway.limits import Limits
 from valetkey.gateway.ring import Ring
 from valetkey.gateway.row import Row
+from valetkey.gateway.runs import BegunRun, Runs
 from valetkey.gateway.server import EngineSettings, Gateway
 from valetkey.http import HttpClient
 from valetkey.inject import endpoint_hosts, reach
@@ -95,6 +98,7 @@ class RunningGateway:
             environ={},
         )
         self.keys = Keys(self.store, clock)
+        self.runs = Runs(self.store, clock)
         self.trace = Rows()
         self.home = home
         self.gateway: Gateway
@@ -170,6 +174,25 @@ class RunningGateway:
         """Connect."""
         return Raw(self.port, context=context, host=host)
 
+    def begin_run(self, *grants: str, id: str = "run-1", policy: str | None = None, **more: Any) -> BegunRun:
+        """Begin a run with these accounts, and let the gateway see it."""
+        begun = self.runs.begin(
+            run=id,
+            grants=[self.broker.resolve(name) for name in grants],
+            catalogue=self.catalogue,  # type: ignore[arg-type]  # the part of a Catalogue that is used
+            environ={},
+            paths=Paths(home=self.home),
+            policy=policy,
+            policy_file="policy.toml",
+            **more,
+        )
+        self.do(self.gateway.refresh)
+        return begun
+
+    def run_raw(self, run: BegunRun) -> Raw:
+        """Connect by a run's socket."""
+        return Raw(run.folder / "gateway.sock")
+
     def wait_for_rows(self, count: int) -> list[Row]:
         """Wait until that many requests are in the trace."""
         for _ in range(3000):
@@ -192,6 +215,7 @@ def running_gateway(
     logged_in: bool = True,
     port: int = 0,
     heap: Heap | None = None,
+    audit: Audit | None = None,
 ) -> Iterator[RunningGateway]:
     """Run it until the block ends; all its providers have an account with KEY, unless `logged_in` says otherwise."""
     clock = clock or SystemClock()
@@ -213,6 +237,7 @@ def running_gateway(
             authority=Authority(Paths(home=home), clock),
             settings=settings,
             heap=heap,
+            audit=audit,
         )
         await running.gateway.start(port=port)
         ready.set()
@@ -243,6 +268,7 @@ def running_gateway(
         running.loop.call_soon_threadsafe(lambda: stop.set())
         thread.join(30)
         running.broker.close()
+        clear(home)
     if failed:
         raise failed[0]
 
@@ -250,8 +276,15 @@ def running_gateway(
 class Raw:
     """A client on a socket: bytes out, bytes in."""
 
-    def __init__(self, port: int, *, context: ssl.SSLContext | None = None, host: str = "localhost") -> None:
-        self.socket: socket.socket = socket.create_connection(("127.0.0.1", port), timeout=20)
+    def __init__(self, at: int | Path, *, context: ssl.SSLContext | None = None, host: str = "localhost") -> None:
+        """Connect to a port of loopback, or to a Unix socket."""
+        self.socket: socket.socket
+        if isinstance(at, Path):
+            self.socket = socket.socket(socket.AF_UNIX)
+            self.socket.settimeout(20)
+            self.socket.connect(str(at))
+        else:
+            self.socket = socket.create_connection(("127.0.0.1", at), timeout=20)
         self._buffer = b""
         if context is not None:
             self.socket = context.wrap_socket(self.socket, server_hostname=host)

@@ -9,12 +9,12 @@ from datetime import datetime
 
 from valetkey.clock import Clock
 from valetkey.credential import Ambient, CredentialRef, Health, expires_at_of, issued_at_of
-from valetkey.errors import GenerationConflict, NotLoggedIn
+from valetkey.errors import GenerationConflict, NotLoggedIn, StoreLocked
 from valetkey.store import Account, Document, Intent, Record, Retry, Watch
 from valetkey.stores.payload import kind_of, last_four_of
 from valetkey.stores.sqlite import check_document_name
 
-__all__ = ["MemoryLock", "MemoryStore"]
+__all__ = ["LockableStore", "MemoryLock", "MemoryStore"]
 
 
 class MemoryLock:
@@ -208,3 +208,14 @@ class MemoryStore:
             updated_at=record.updated_at,
             is_default=self._defaults.get(record.ref.provider) == record.ref.account,
         )
+
+
+class LockableStore(MemoryStore):
+    """One whose documents cannot be read while it is locked."""
+
+    locked = False
+
+    def documents(self, kind: str, *, limit: int = 50) -> Sequence[tuple[str, str, datetime]]:
+        if self.locked:
+            raise StoreLocked("the store is locked", hint="run `valetkey unlock`")
+        return super().documents(kind, limit=limit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import pytest
@@ -148,6 +148,18 @@ async def test_a_declared_interval_counts_where_it_is_sooner() -> None:
     await scene.pass_by(590)
     assert scene.flow.refreshes == 0
     await scene.pass_by(20)
+    assert scene.flow.refreshes == 1
+
+
+async def test_a_login_that_only_a_run_may_use_is_renewed_too() -> None:
+    provider = acme()
+    only_for_an_agent = replace(provider.auth[0], standing="restricted", for_agents=("claude",))
+    scene = Scene(provider=replace(provider, auth=(only_for_an_agent, *provider.auth[1:])))
+    scene.log_in(life=3600)
+    record = scene.store.load(ONE)
+    assert record is not None
+    scene.store.save(replace(record, restricted=True))
+    await scene.pass_by(2710)
     assert scene.flow.refreshes == 1
 
 

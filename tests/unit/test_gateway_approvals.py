@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.clock import START, FakeClock, SteppedClock
 from valetkey.credential import CredentialRef
-from valetkey.errors import UnknownApproval
+from valetkey.errors import AuditUnwritable, UnknownApproval
 from valetkey.gateway.approvals import Approvals, Outcome
 from valetkey.gateway.decide import Client, Forward, Hold, Matched
 from valetkey.gateway.normal import Target
@@ -202,3 +202,21 @@ async def test_what_became_of_them_is_kept_for_the_last_200(approvals: Approvals
         await task
     assert [s.by for s in approvals.recent()][:2] == ["nr 204", "nr 203"]
     assert len(approvals.recent()) == 200
+
+
+async def test_what_cannot_be_recorded_is_not_decided(approvals: Approvals) -> None:
+    heard: list[tuple[str, bool, str]] = []
+
+    def fails(*_: object) -> None:
+        raise AuditUnwritable("the disk is full", hint="free some space")
+
+    task = await begun(approvals)
+    (pending,) = approvals.pending()
+    approvals.decided = fails
+    with pytest.raises(AuditUnwritable):
+        approvals.settle(pending.id, True, "alice")
+    assert approvals.pending() == [pending]
+    approvals.decided = lambda pending, approved, by: heard.append((pending.id, approved, by))
+    approvals.settle(pending.id, True, "alice")
+    assert await task == "approved"
+    assert heard == [(pending.id, True, "alice")]

@@ -24,9 +24,11 @@ from valetkey.access import Access
 from valetkey.broker import Broker
 from valetkey.credential import Ambient, ApiKey, CredentialRef, Health, OAuthToken, Secret
 from valetkey.gateway.credentials import Credentials
+from valetkey.gateway.decide import Client
 from valetkey.provider import Api, AuthMethod, Inject, Provider, Source
 
 ACME = CredentialRef(provider="acme")
+ANYBODY = Client(id="k", kind="key", grants=())
 MEBI = 1024 * 1024
 REFUSAL = b'{"error": "who are you"}'
 EVENT = b'data: {"n": %d}\n\n'
@@ -485,7 +487,7 @@ async def test_what_was_asked_for_before_a_change_is_not_kept_after_it(scene: Sc
     happens: list[Callable[[], None]] = []
     found = Credentials(cast("Broker", Slow(scene.running.broker, lambda: happens.pop()())), scene.clock)
     happens += [lambda: None, found.forget]
-    await found.fetch(ACME)
+    await found.fetch(ACME, ANYBODY)
     assert found.ready(ACME) is None
-    await found.fetch(ACME)
+    await found.fetch(ACME, ANYBODY)
     assert found.ready(ACME) is not None

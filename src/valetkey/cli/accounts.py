@@ -109,7 +109,7 @@ def status(state: State, *, name: str | None) -> None:
 # --- the gateway -----------------------------------------------------------------------------
 
 # What the gateway says when it is asked; what else it is stands in `run/serve.json`.
-_ASKED = ("key_source", "keys", "problems", "active", "approvals", "trace_dropped")
+_ASKED = ("key_source", "keys", "runs", "problems", "active", "approvals", "trace_dropped")
 
 
 def _gateway(state: State) -> dict[str, object] | None:
@@ -226,6 +226,7 @@ def switch(state: State, *, name: str) -> None:
         )
     ref = CredentialRef(provider=state.catalogue.get(provider).id, account=account)
     state.store.set_default_account(ref)
+    state.audit.tell("default", account=str(ref))
     state.emit({"provider": ref.provider, "account": ref.account})
     state.say(f"{ref.provider} is now {ref}.")
 

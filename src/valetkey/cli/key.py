@@ -183,7 +183,7 @@ def revoke(state: State, *, name: str) -> None:
 def _keys(state: State) -> Keys:
     from valetkey.gateway.keys import Keys
 
-    return Keys(state.store, state.clock)
+    return Keys(state.store, state.clock, state.audit)
 
 
 # --- the gateway that runs -------------------------------------------------------------------

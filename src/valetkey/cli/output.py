@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from valetkey.characters import UNSEEN
+from valetkey.errors import UsageError
 
-__all__ = ["ago", "fitted", "plain", "plain_json", "table", "until", "width_of"]
+__all__ = ["ago", "fitted", "plain", "plain_json", "since", "table", "until", "width_of"]
 
 # Text from a server must not move the cursor, colour the screen or change the title of a terminal.
 _CONTROL = re.compile(rf"[\x00-\x08\x0b-\x1f{UNSEEN}]")
 _IN_JSON = re.compile(f"[{UNSEEN}]")
 _GAP = "  "
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 # A column gives way to others only down to this.
 _MINIMUM = 6
 
@@ -67,6 +69,18 @@ def until(end: datetime | None, now: datetime) -> str:
 def ago(then: datetime, now: datetime) -> str:
     """Say how long ago something was."""
     return f"{_span(max(now - then, timedelta(0)))} ago"
+
+
+def since(text: str, now: datetime) -> datetime:
+    """Read `--since`. Raises: UsageError."""
+    try:
+        if span := re.fullmatch(r"(\d{1,6})([smhd])", text):
+            return now - timedelta(**{_UNITS[span[2]]: int(span[1])})
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"--since {text[:40]!r} is no time", hint="give it as 30m, 1h, 2d or 2026-11-22T12:00"
+        ) from None
 
 
 def _span(length: timedelta) -> str:

@@ -131,7 +131,7 @@ def _with_key(state: State, name: str, chosen: Tool, wish: Wish, plan: Plan) -> 
     from valetkey.setup import files
     from valetkey.setup.carrying_out import same_file
 
-    keys = Keys(state.store, state.clock)
+    keys = Keys(state.store, state.clock, state.audit)
     named = f"{name} setup"
     key, token = keys.issue(
         grants=[state.broker.resolve(grant) for grant in plan.grants],
@@ -185,7 +185,7 @@ def _revoke(state: State, key_id: str) -> None:
     from valetkey.gateway.keys import Keys
 
     try:
-        Keys(state.store, state.clock).revoke(key_id)
+        Keys(state.store, state.clock, state.audit).revoke(key_id)
     except UnknownKey:
         return  # it ended long ago
 

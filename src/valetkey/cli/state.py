@@ -20,6 +20,7 @@ from valetkey.config import Config, Paths, load
 from valetkey.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
+    from valetkey.audit.recorder import Audit
     from valetkey.broker import Broker
     from valetkey.clock import Clock
     from valetkey.credential import Secret
@@ -210,6 +211,13 @@ class State:
         return Secret(answer)
 
     @cached_property
+    def audit(self) -> Audit:
+        """What was done with the accounts is written there."""
+        from valetkey.audit.recorder import Audit
+
+        return Audit(self.paths, self.clock)
+
+    @cached_property
     def broker(self) -> Broker:
         """What gives fresh credentials."""
         from valetkey.broker import Broker
@@ -221,6 +229,7 @@ class State:
             clock=self.clock,
             environ=self.environ,
             accounts_here=self.config.accounts_here(Path.cwd()),
+            audit=self.audit,
         )
 
     def hint_at_gateway(self) -> None:
@@ -261,7 +270,11 @@ class State:
     def close(self) -> None:
         """Let go of what was opened."""
         opened = self.__dict__
-        for name in ("broker", "http", "store"):
+        if "store" in opened and "audit" in opened and self.audit.wants_signature and self.store.keys.is_open:
+            from valetkey.audit.signing import sign_quietly
+
+            sign_quietly(self.audit, self.store, self.paths, self.clock)
+        for name in ("broker", "audit", "http", "store"):
             if name in opened:
                 opened.pop(name).close()
         self._stop_log()

@@ -27,6 +27,7 @@ def rekey(state: State) -> None:
     from valetkey.stores.rekey import rekey as rekey_store
 
     damaged = rekey_store(state.store)
+    state.audit.tell("store", detail={"what": "rekey"})
     state.emit({"rekeyed": True, "key_source": state.store.source_kind(), "damaged": damaged})
     state.say("The store has new keys.", fg="green")
     for name in damaged:
@@ -52,6 +53,7 @@ def source(state: State, *, kind: str | None, passphrase_file: str | None) -> No
             change_source(state.store, Passphrase(lambda: new))
         else:
             change_source(state.store, kind)
+        state.audit.tell("store", detail={"what": "source", "source": kind})
     found = state.store.source_kind()
     notice = state.store.notice()
     state.emit({"key_source": found, "notice": notice})
@@ -67,6 +69,7 @@ def backup(state: State, *, file: Path, passphrase_file: str | None) -> None:
     """Write the whole store to a new file that a passphrase opens, on any machine."""
     from valetkey.stores.backup import backup as write
 
+    state.audit.append("store", detail={"what": "backup"})
     write(state.store, file, read_passphrase(state, passphrase_file, "Passphrase of the backup"))
     state.emit({"file": str(file)})
     state.say(f"Written to {file}. Without the passphrase nobody opens it, you neither.")
@@ -94,6 +97,7 @@ def restore(state: State, *, file: Path, passphrase_file: str | None, force: boo
         ),
         force=force,
     )
+    state.audit.tell("store", detail={"what": "restore"})
     accounts = state.store.accounts()
     count = len(accounts)
     # A backup holds no declarations: they are files, and may name hosts that this machine should not trust unseen.

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from valetkey.cli.frame import State, command
 from valetkey.cli.output import fitted, plain, plain_json
+from valetkey.cli.output import since as time_of
 from valetkey.clock import written
-from valetkey.errors import UsageError
 
 if TYPE_CHECKING:
     from valetkey.gateway.row import Row
@@ -25,7 +24,6 @@ __all__ = ["trace"]
 _SHORTEST = 6
 _POLL_SECONDS = 0.25
 _AT_ONCE = 1000
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 # The last column takes what is left of the line: 80 columns hold `/v1/chat/completions`.
 _WIDTHS = {"time": 8, "client": 9, "account": 14, "method": 6, "": 3, "took": 5, "tokens": 9}
 _WIDTH_OF_DAY = 11
@@ -47,7 +45,7 @@ def trace(
     from valetkey.gateway.trace_file import TraceReader
 
     reader = TraceReader(state.paths.trace)
-    begin = None if since is None else _time_of(since, state.clock.now()).timestamp()
+    begin = None if since is None else time_of(since, state.clock.now()).timestamp()
     highest = reader.last_id()
     found = reader.newest(limit, client=client, account=account, since=begin)[::-1]
     lines = _Lines(state, days=not follow and any(_day(r.row.at) != _today(state) for r in found))
@@ -76,18 +74,6 @@ def _follow(
             lines.show(reader, found, one_by_one=True)
             # Rows may have come behind `highest`; and where the page is full, there may be more before it.
             after = found[-1].id if len(found) == _AT_ONCE else max(highest, *(r.id for r in found[-1:]), after)
-
-
-def _time_of(text: str, now: datetime) -> datetime:
-    """Read `--since`. Raises: UsageError."""
-    try:
-        if span := re.fullmatch(r"(\d{1,6})([smhd])", text):
-            return now - timedelta(**{_UNITS[span[2]]: int(span[1])})
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise UsageError(
-            f"--since {text[:40]!r} is no time", hint="give it as 30m, 1h, 2d or 2026-11-22T12:00"
-        ) from None
 
 
 # --- what is shown ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Renews what live valet keys are granted before anybody asks for it (docs/serve.md)."""
+"""Renews what live valet keys and runs are granted before anybody asks for it (docs/serve.md)."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Ahead:
             account = self._broker.store.account(ref)
             if account is None or account.kind not in _RENEWED or account.health is Health.NEEDS_LOGIN:
                 return
-            access = await self._broker.access(str(ref), use="gateway")
+            access = await self._broker.access(str(ref), use="renewal")
         except ValetkeyError as error:
             # The account's health says it to whoever asks.
             log.info("%s is not renewed ahead: %s", ref, error.message)

@@ -12,7 +12,19 @@ from valetkey.errors import RefreshFailed, ValetkeyError
 from valetkey.gateway.decide import Refuse
 from valetkey.gateway.message import status_line
 
-__all__ = ["Answer", "failed", "no_key", "of_error", "refused", "too_many"]
+__all__ = [
+    "Answer",
+    "failed",
+    "foreign_credential",
+    "foreign_key",
+    "key_in_request",
+    "no_key",
+    "no_run",
+    "of_error",
+    "placeholder_in_request",
+    "refused",
+    "too_many",
+]
 
 _LINE = "if that is what you want, add the line to the policy's file, and make a new key with it"
 _HINTS = {
@@ -25,6 +37,18 @@ _HINTS = {
     "off_limits": _LINE,
     "denied": _LINE,
 }
+
+
+# A run cannot help itself: whoever started it can.
+_RUN_LINE = "if that is needed, ask whoever started run {run} to add the line to its policy's file and to start it anew"
+_RUN_HINTS = _HINTS | {
+    "unknown_provider": "use a provider that run {run} was granted, or ask for it: `valetkey run --grant PROVIDER`",
+    "not_granted": "use the placeholder of an account that is for this address, or none; run {run} has no other one",
+    "address_refused": "run {run} reaches this machine and private networks only where a granted account is for them",
+    "off_limits": _RUN_LINE,
+    "denied": _RUN_LINE,
+}
+_ANOTHER_HOST = "if that is needed, ask whoever started run {run} to start it with `--allow {host}`"
 
 
 class Answer:
@@ -71,7 +95,7 @@ def of_error(error: ValetkeyError) -> Answer:
         status = 403
     elif error.code == "connect_timeout":
         status = 504
-    elif error.code in ("store_locked", "refresh_failed", "refresh_busy"):
+    elif error.code in ("store_locked", "refresh_failed", "refresh_busy", "audit_unwritable"):
         status = 503
     fields: dict[str, object] = {"message": error.message, "hint": error.hint, "provider": error.provider}
     if code != error.code:
@@ -80,19 +104,61 @@ def of_error(error: ValetkeyError) -> Answer:
     return Answer(status, code, fields, b"" if wait is None else _retry_after(wait))
 
 
-def refused(decision: Refuse) -> Answer:
-    """Give the answer for a decision: the rule, and the line that would allow it."""
+def refused(decision: Refuse, *, run: str | None = None) -> Answer:
+    """Give the answer for a decision: the rule, and the line that would allow it. `run` is the id of who asked."""
     rule = decision.rule
     return Answer(
         decision.status,
         decision.code,
         {
             "message": decision.reason,
-            "hint": _HINTS[decision.code],
+            "hint": _HINTS[decision.code] if run is None else _run_hint(decision, run),
             "provider": None if decision.grant is None else decision.grant.provider,
             "rule": None if rule is None else {"place": rule.place, "name": rule.name, "text": rule.text},
             "allow_line": decision.allow_line,
         },
+    )
+
+
+def _run_hint(decision: Refuse, run: str) -> str:
+    target = decision.target
+    if decision.code == "denied" and decision.grant is None and target is not None:
+        return _ANOTHER_HOST.format(run=run, host=target.authority)
+    return _RUN_HINTS[decision.code].format(run=run)
+
+
+def no_run(run: str, why: str) -> Answer:
+    """Give the answer to what comes by the socket of a run that does not count."""
+    return failed(403, "run_refused", f"run {run} may ask for nothing: {why}", "start a new run with `valetkey run`")
+
+
+def foreign_key(run: str) -> Answer:
+    """Give the answer to a run that shows a valet key."""
+    return failed(
+        403,
+        "foreign_key",
+        f"the request shows a valet key, and run {run} is known by its socket",
+        "take the key out: a run needs none",
+    )
+
+
+def foreign_credential(run: str, why: str) -> Answer:
+    """Give the answer to a run that shows what is none of its placeholders."""
+    return failed(
+        403,
+        "foreign_credential",
+        why,
+        f"use what run {run} has in its environment, or no credential at all: the granted one is put in",
+    )
+
+
+def placeholder_in_request(run: str) -> Answer:
+    """Give the answer to a request that would carry a placeholder to a provider."""
+    return failed(
+        400,
+        "placeholder_in_request",
+        "the request holds a placeholder where it would reach the provider",
+        f"put what run {run} has in its environment where the provider's own key goes, and there alone",
     )
 
 
@@ -122,12 +188,13 @@ def key_in_request() -> Answer:
     )
 
 
-def too_many(wait_seconds: float) -> Answer:
-    """Give the answer to a key that has reached a limit; the wait is rounded up (RFC 9110 section 10.2.3)."""
+def too_many(wait_seconds: float, *, run: str | None = None) -> Answer:
+    """Give the answer to a key or run that has reached a limit; the wait is rounded up (RFC 9110 section 10.2.3)."""
+    whose = "this valet key" if run is None else f"run {run}"
     return Answer(
         429,
         "limit_reached",
-        {"message": "a limit of this valet key is reached", "hint": f"try again in {_seconds(wait_seconds)} s"},
+        {"message": f"a limit of {whose} is reached", "hint": f"try again in {_seconds(wait_seconds)} s"},
         _retry_after(wait_seconds),
     )
 

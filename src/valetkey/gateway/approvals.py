@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
@@ -71,6 +72,8 @@ class Approvals:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        # Hears what a person says before it counts; what this raises is told to the person, and nothing is decided.
+        self.decided: Callable[[Pending, bool, str], None] = lambda pending, approved, by: None
         self._entries: dict[str, _Entry] = {}
         self._settled: deque[Settled] = deque(maxlen=_KEPT)
 
@@ -110,12 +113,16 @@ class Approvals:
         return list(reversed(self._settled))
 
     def settle(self, id: str, approved: bool, by: str) -> Pending:
-        """Decide on one, once. Raises: UnknownApproval when it is settled, over or gone, or never was."""
+        """Decide on one, once. Raises: UnknownApproval when it is settled, over or gone, or never was.
+
+        What `decided` raises too: then it waits still.
+        """
         entry = self._entries.get(id)
         if entry is None or not self._waits(entry):
             raise UnknownApproval(
                 "no request of this id waits for a decision (any more)", hint="see `valetkey approvals list`"
             )
+        self.decided(entry.pending, approved, by)
         entry.by = _shown(by)
         entry.decision.set_result(approved)
         return entry.pending

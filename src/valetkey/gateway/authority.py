@@ -11,24 +11,23 @@ import os
 import re
 import ssl
 import stat
-import tempfile
 import threading
 from base64 import b64decode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from valetkey.address import check_url
 from valetkey.clock import Clock
 from valetkey.config import Paths
-from valetkey.errors import AuthorityBroken, InvalidBaseUrl, WrongMode
-from valetkey.gateway.certificates import authority_certificate, fingerprint, leaf_certificate
+from valetkey.errors import AuthorityBroken, WrongMode
+from valetkey.gateway.certificates import authority_certificate, fingerprint
 from valetkey.gateway.contexts import Contexts, Minted
+from valetkey.gateway.leafs import minted, pem, plain
 from valetkey.gateway.trust import system_bundle
 from valetkey.stores import modes
 from valetkey.stores.locks import held
@@ -87,7 +86,7 @@ class Authority:
         host of that name may get one), AuthorityBroken, WrongMode, StoreUnwritable.
         """
         self._notice_rotation()
-        return await self._contexts.obtain(_plain(host))
+        return await self._contexts.obtain(plain(host))
 
     def open(self) -> Described:
         """Read it, and make it where there is none. Raises: AuthorityBroken, WrongMode, StoreUnwritable."""
@@ -189,7 +188,7 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = authority_certificate(key, now=self._clock.now())
         copy = certificate.public_bytes(Encoding.PEM)
-        self._write(self._key_path, _pem(key) + copy, private=True)
+        self._write(self._key_path, pem(key) + copy, private=True)
         # Read before the lock goes: a name that is replaced meanwhile would be another one's.
         file = _identity(self._key_path)
         self._write(self.path, copy)
@@ -209,57 +208,17 @@ class Authority:
 
     def _mint(self, host: str) -> Minted:
         """Make the context of a host, in the thread for it."""
-        if check_url(f"https://[{host}]" if ":" in host else f"https://{host}") != host:
-            raise InvalidBaseUrl(f"{host[:60]!r} is not a host name", hint="ask for a name, or for an address")
         pair = self._opened()
         if self._leaf_key is None:
             self._leaf_key = ec.generate_private_key(ec.SECP256R1())
-        certificate = leaf_certificate(
-            host, self._leaf_key.public_key(), authority=pair.certificate, key=pair.key, now=self._clock.now()
+        return minted(
+            host,
+            authority=pair.certificate,
+            key=pair.key,
+            leaf_key=self._leaf_key,
+            now=self._clock.now(),
+            folder=self.folder,
         )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(["http/1.1"])
-        # One is enough to resume a handshake by. It is sealed and the client keeps it: nothing is stored here.
-        context.num_tickets = 1
-        _load_chain(context, _pem(self._leaf_key) + certificate.public_bytes(Encoding.PEM), self.folder)
-        context.sni_callback = _only(host)
-        return Minted(context=context, begins=certificate.not_valid_before_utc, ends=certificate.not_valid_after_utc)
-
-
-def _plain(host: str) -> str:
-    return host.lower().removesuffix(".").removeprefix("[").removesuffix("]")
-
-
-def _only(host: str) -> Callable[[ssl.SSLObject, str | None, ssl.SSLContext], int | None]:
-    """Give what refuses a ClientHello for another host (RFC 6066 section 3): CONNECT said which one it is."""
-
-    def check(_connection: ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> int | None:
-        if name is None or _plain(name) == host:
-            return None
-        return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
-
-    return check
-
-
-def _load_chain(context: ssl.SSLContext, pem: bytes, folder: Path) -> None:
-    # Python reads a key from files only. Linux has files that no disk knows.
-    if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
-        descriptor = os.memfd_create("valetkey-leaf", os.MFD_CLOEXEC)
-        try:
-            os.write(descriptor, pem)
-            context.load_cert_chain(f"/proc/self/fd/{descriptor}")
-        finally:
-            os.close(descriptor)
-        return
-    with tempfile.NamedTemporaryFile(dir=folder, prefix="leaf-") as file:  # 0600, in a folder of 0700
-        file.write(pem)
-        file.flush()
-        context.load_cert_chain(file.name)
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def _parsed(content: bytes, path: Path, file: tuple[int, int, int]) -> _Pair:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -12,12 +14,21 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-__all__ = ["AUTHORITY_LIFE", "LEAF_LIFE", "authority_certificate", "authority_name", "fingerprint", "leaf_certificate"]
+__all__ = [
+    "AUTHORITY_LIFE",
+    "LEAF_LIFE",
+    "authority_certificate",
+    "authority_name",
+    "fingerprint",
+    "leaf_certificate",
+    "only_for",
+]
 
 AUTHORITY_LIFE = timedelta(days=730)
 # In all, with what it is dated back: the clocks of containers and of their hosts do not agree to the second.
 LEAF_LIFE = timedelta(hours=24)
 _BACKDATED = timedelta(hours=1)
+_PORT = re.compile(r"(?<=[^:]):(?:[0-9]{1,5}|\*)\Z|(?<=\]):(?:[0-9]{1,5}|\*)\Z")
 
 
 def authority_name() -> str:
@@ -44,13 +55,22 @@ def fingerprint(certificate: x509.Certificate) -> str:
     return certificate.fingerprint(hashes.SHA256()).hex(":").upper()
 
 
-def authority_certificate(key: ec.EllipticCurvePrivateKey, *, now: datetime) -> x509.Certificate:
+def authority_certificate(
+    key: ec.EllipticCurvePrivateKey,
+    *,
+    now: datetime,
+    called: str = "",
+    life: timedelta = AUTHORITY_LIFE,
+    constraints: x509.NameConstraints | None = None,
+) -> x509.Certificate:
     """Give an authority that vouches for servers and for nothing else, and makes no other authority."""
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, authority_name())])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, called or authority_name())])
+    builder = _builder(name, name, key.public_key(), key.public_key())
+    if constraints is not None:
+        builder = builder.add_extension(constraints, critical=True)
     return (
-        _builder(name, name, key.public_key(), key.public_key())
-        .not_valid_before(now - _BACKDATED)
-        .not_valid_after(now + AUTHORITY_LIFE)
+        builder.not_valid_before(now - _BACKDATED)
+        .not_valid_after(now + life)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs=True), critical=True)
         # RFC 5280 section 4.2.1.12 does not say it of authorities, but those who verify hold them to it: put into a
@@ -58,6 +78,35 @@ def authority_certificate(key: ec.EllipticCurvePrivateKey, *, now: datetime) -> 
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(key, hashes.SHA256())
     )
+
+
+def only_for(hosts: Iterable[str]) -> x509.NameConstraints | None:
+    """Give what holds an authority to these hosts (RFC 5280 section 4.2.1.10); None where one of them is any host.
+
+    They are as declarations have them: with or without a port, `*.example.com`, an address. A name takes what is below
+    it too, and of one with a star inside counts what is behind the star's own part, for a constraint knows no better.
+    """
+    permitted: list[x509.GeneralName] = []
+    for text in dict.fromkeys(hosts):
+        host = _PORT.sub("", text.lower()).removesuffix(".").removeprefix("[").removesuffix("]")
+        try:
+            permitted.append(x509.IPAddress(ipaddress.ip_network(host)))
+            continue
+        except ValueError:
+            pass
+        labels = host.split(".")
+        starred = [at for at, label in enumerate(labels) if "*" in label]
+        name = ".".join(labels[starred[-1] + 1 :] if starred else labels)
+        if not name:
+            return None
+        permitted.append(x509.DNSName(name))
+    # A kind of name that is not mentioned is free: what there is none of is shut out as a whole.
+    if not any(isinstance(name, x509.DNSName) for name in permitted):
+        permitted.append(x509.DNSName("invalid"))  # RFC 6761 section 6.4: nobody's
+    closed = None
+    if not any(isinstance(name, x509.IPAddress) for name in permitted):
+        closed = [x509.IPAddress(ipaddress.ip_network(every)) for every in ("0.0.0.0/0", "::/0")]
+    return x509.NameConstraints(permitted_subtrees=permitted, excluded_subtrees=closed)
 
 
 def leaf_certificate(

@@ -51,13 +51,16 @@ class ClientConnection(asyncio.Protocol):
         "last",
         "queue",
         "relaying",
+        "run",
         "transport",
         "tunnel",
     )
 
-    def __init__(self, gateway: Gateway, tunnel: Tunnel | None = None) -> None:
+    def __init__(self, gateway: Gateway, tunnel: Tunnel | None = None, *, run: str | None = None) -> None:
         self.gateway = gateway
         self.tunnel = tunnel
+        # The run by whose socket it came in: that is who asks, whatever it shows.
+        self.run = run
         self.transport: asyncio.Transport | None = None
         self.queue: deque[Exchange] = deque()
         self.deadline = 0.0

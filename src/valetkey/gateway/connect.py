@@ -28,12 +28,13 @@ async def open_tunnel(exchange: Exchange, plan: Plan) -> None:
 
 async def _intercept(exchange: Exchange, plan: Plan) -> None:
     client, gateway, live = exchange.client, exchange.gateway, exchange.live
-    if gateway.authority is None or live is None:
+    authority = gateway.authority if live is None or live.authority is None else live.authority
+    if authority is None or live is None:
         exchange.answer(
             answers.failed(503, "no_authority", "this gateway has no certificate authority", "use the base URL instead")
         )
         return
-    context = await gateway.authority.context(plan.host_name)
+    context = await authority.context(plan.host_name)
     transport = client.transport
     if transport is None:
         return
@@ -43,7 +44,9 @@ async def _intercept(exchange: Exchange, plan: Plan) -> None:
             answers.failed(400, "malformed", "the request sends something before its tunnel is open", "wait for it")
         )
         return
-    inside = gateway.inside(Tunnel(host=plan.host_name, port=plan.port, live=live, token=exchange.token))
+    inside = gateway.inside(
+        Tunnel(host=plan.host_name, port=plan.port, live=live, token=exchange.token), run=client.run
+    )
     # Nothing may be read as HTTP any more: the next bytes are the client's TLS.
     client.pause("tls")
     client.write(_OPEN)

@@ -8,12 +8,13 @@ from datetime import timedelta
 from typing import assert_never
 from urllib.parse import quote
 
-from valetkey.access import Access, check_use, without_credential
+from valetkey.access import Access, Use, check_use, without_credential
 from valetkey.broker import Broker
 from valetkey.clock import Clock
 from valetkey.credential import Credential, CredentialRef, secrets_of
 from valetkey.errors import NeedsLogin
 from valetkey.freshness import age_of, fresh_for
+from valetkey.gateway.decide import Client
 from valetkey.gateway.message import CREDENTIALS, Header, write_headers
 from valetkey.gateway.scrub import Needles
 from valetkey.inject import Step, with_cookie
@@ -118,12 +119,15 @@ class Credentials:
         found = self._ready.get(ref)
         return found if found is not None and self._clock.monotonic() < found.until else None
 
-    async def fetch(self, ref: CredentialRef, *, rejected: Credential | None = None) -> Ready:
-        """Ask the broker, which renews where that is due. `rejected` got a 401. Raises as `Broker.access` does."""
+    async def fetch(self, ref: CredentialRef, client: Client, *, rejected: Credential | None = None) -> Ready:
+        """Ask the broker for a client that was granted it, which renews where that is due. `rejected` got a 401.
+
+        Raises as `Broker.access` does.
+        """
         asked_at = self._times_forgotten
         rejected = rejected or self._dead.get(ref)
         try:
-            access = await self._access(ref, rejected)
+            access = await self._access(ref, client, rejected)
         except NeedsLogin:
             if rejected is not None:
                 self._dead[ref] = rejected
@@ -141,16 +145,17 @@ class Credentials:
         if ready is not None:
             self._ready[ref] = ready
 
-    async def _access(self, ref: CredentialRef, rejected: Credential | None) -> Access:
-        broker = self._broker
+    async def _access(self, ref: CredentialRef, client: Client, rejected: Credential | None) -> Access:
+        broker, agent = self._broker, client.agent
+        use: Use = "run" if client.kind == "run" else "gateway"
         if broker.store.account(ref) is None:
             # Never the environment's: it is this process's, and not that of whoever made the key.
             provider = broker.catalogue.get(ref.provider)
             found = without_credential({}, ref, provider)
             if found is not None:
-                check_use(ref, found.method, "gateway", restricted=found.method.standing == "restricted")
+                check_use(ref, found.method, use, restricted=found.method.standing == "restricted", agent=agent)
                 return found
-        return await broker.access(str(ref), use="gateway", rejected=rejected)
+        return await broker.access(str(ref), use=use, rejected=rejected, agent=agent)
 
     def _fresh_for(self, access: Access) -> timedelta:
         if access.credential is None:

@@ -78,11 +78,15 @@ class Grant:
 
 @dataclass(frozen=True, kw_only=True)
 class Client:
-    """Who asks: a valet key or a run. The order of `grants` decides where two of them serve alike."""
+    """Who asks: a valet key or a run. The order of `grants` decides where two of them serve alike.
+
+    `agent` is whom a run was started for, where it is not a bare command.
+    """
 
     id: str
     kind: Literal["key", "run"]
     grants: tuple[Grant, ...]
+    agent: str | None = None
 
 
 # --- what is answered ------------------------------------------------------------------------

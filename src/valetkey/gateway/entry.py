@@ -30,7 +30,7 @@ def row_of(
         Row,
         (
             at,
-            exchange.ended_client if live is None else live.key.id,
+            exchange.ended_client if live is None else live.id,
             account,
             method,
             host,

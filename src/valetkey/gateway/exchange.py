@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from valetkey.credential import secrets_of
-from valetkey.errors import NeedsLogin, NotLoggedIn, UnclearAnswer, ValetkeyError
+from valetkey.errors import AuditError, NeedsLogin, NotLoggedIn, StoreError, UnclearAnswer, ValetkeyError
 from valetkey.gateway import admission, answers, incoming, outgoing, presented
 from valetkey.gateway.answers import Answer
 from valetkey.gateway.body import MAX_HELD_BYTES, Down, Up, sampled
@@ -35,9 +35,10 @@ from valetkey.gateway.relay import Relay
 from valetkey.gateway.repeat import Repeat
 
 if TYPE_CHECKING:
+    from valetkey.credential import CredentialRef
     from valetkey.dialect import Usage
     from valetkey.gateway.client import ClientConnection
-    from valetkey.gateway.credentials import Ready
+    from valetkey.gateway.credentials import Placement, Ready
     from valetkey.gateway.plan import Plan
     from valetkey.gateway.ring import LiveKey
     from valetkey.gateway.scrub import Needles
@@ -79,9 +80,12 @@ class Exchange:
     _length = 0
     # The head as it came, where all of the request came at once.
     raw_head = b""
-    # The valet key that the client showed; the id of one that counts no more.
+    # The valet key that the client showed, or the placeholder; a run may show none. The id of a key that has ended.
     token = b""
     ended_client = ""
+    # The account that the placeholder of a run names.
+    chosen: CredentialRef | None = None
+    foreign = False
     _ready: Ready | None = None
     # The credential that goes into the body, once all of that is here.
     _waiting: Ready | None = None
@@ -253,7 +257,11 @@ class Exchange:
             return
         self.plan = plan = self._planned(head, live)
         if isinstance(plan.decision, Refuse):
-            self.answer(answers.refused(plan.decision))
+            self.answer(answers.refused(plan.decision, run=self.client.run))
+            return
+        if self.foreign and plan.ref is not None and self.method != b"CONNECT":
+            why = f"the request shows a credential of its own, and {plan.host} gets that of {plan.ref} alone"
+            self.answer(answers.foreign_credential(live.key.id, why))
             return
         if self.raw_head and isinstance(plan.decision, Forward) and plan.ref is not None and not head.disguised:
             self._repeat = self.client.last = Repeat.of(self, head, live, plan)
@@ -279,14 +287,16 @@ class Exchange:
         if head.disguised:
             names = disguises(frozenset(name.decode("latin-1") for name, _ in head.lines))
         host = None if tunnel is None and self.url.startswith(b"/") else head.host
-        return self.gateway.planner.plan(live, self.method, self.url, host=host, tunnel=tunnel, header_names=names)
+        return self.gateway.planner.plan(
+            live, self.method, self.url, host=host, tunnel=tunnel, header_names=names, grant=self.chosen
+        )
 
     def _admit(self, live: LiveKey, plan: Plan) -> None:
         """Count it against the key's limits, and go on."""
         if plan.counted:
             wait = live.meter.admit(self.begun)
             if wait is not None:
-                self.answer(answers.too_many(wait))
+                self.answer(answers.too_many(wait, run=self.client.run))
                 return
             self.admitted = True
         if isinstance(plan.decision, Hold):
@@ -295,13 +305,17 @@ class Exchange:
             self._go()
 
     def _who(self, head: ReadHead) -> LiveKey | None:
-        """Find the key that the client shows; answers where there is none that counts."""
-        found = admission.identify(head, self.url, tunnel=self.client.tunnel, ring=self.gateway.ring)
+        """Find the run of its socket, or the key that the client shows; answers where there is none that counts."""
+        run, tunnel, ring = self.client.run, self.client.tunnel, self.gateway.ring
+        if run is None:
+            found = admission.identify(head, self.url, tunnel=tunnel, ring=ring)
+        else:
+            found = admission.identify_run(head, self.url, run=run, tunnel=tunnel, ring=ring)
         if isinstance(found, Answer):
             self.ended_client = found.client
             self.answer(found)
             return None
-        self.token, self.url = found.token, found.url
+        self.token, self.url, self.chosen, self.foreign = found.token, found.url, found.grant, found.foreign
         self.client.known = True
         return found.live
 
@@ -318,7 +332,7 @@ class Exchange:
             return
         verdict = await approvals.wait(hold, client=live.client, name=live.key.name)
         if live.ended:
-            self.answer(answers.no_key(proxy=False, why=admission.ENDED), close=True)
+            self.answer(admission.ended(live), close=True)
         elif verdict == "approved":
             self._go()
         else:
@@ -352,8 +366,8 @@ class Exchange:
                 self._send(ready)
 
     async def _fetch_and_send(self, plan: Plan) -> None:
-        if plan.ref is not None:
-            self._send(await self.gateway.credentials.fetch(plan.ref))
+        if plan.ref is not None and self.live is not None:
+            self._send(await self.gateway.credentials.fetch(plan.ref, self.live.client))
 
     def _send(self, ready: Ready | None, *, fresh_connection: bool = False) -> None:
         """Write the request anew, with the credential, and send it."""
@@ -362,7 +376,7 @@ class Exchange:
             return
         self._ready = ready
         placement = None if ready is None else ready.placement(plan.origin)
-        if placement is not None and placement.in_body is not None and not self._put_into_body(placement.in_body):
+        if placement is not None and placement.in_body is not None and not self._put_into_body(live, placement.in_body):
             self._waiting = ready
             self._go_on_reading()
             return
@@ -373,11 +387,14 @@ class Exchange:
             out = repeat.out
         else:
             out = outgoing.head_for(self.method, plan, head, placement, self.token)
-            if out.find(live.marker) >= 0 or presented.within(out) is not None:
-                self.answer(answers.key_in_request())
+            told = self._untaken(live, placement, out)
+            if told is not None:
+                self.answer(told)
                 return
             if repeat is not None:
                 repeat.ready, repeat.out = ready, out
+        if ready is not None and not self._noted(live, plan):
+            return
         sent = out + outgoing.framing(head, self.method, length=self._length, chunked=self.up.chunked)
         upstream = None if fresh_connection else self.gateway.pool.take(plan.pool_key)
         if upstream is None:
@@ -385,11 +402,39 @@ class Exchange:
         else:
             self._attach(upstream, sent)
 
-    def _put_into_body(self, value: bytes) -> bool:
+    def _untaken(self, live: LiveKey, placement: Placement | None, out: bytes) -> Answer | None:
+        """Give the answer where the head would carry what stands for a credential, or one that is not ours."""
+        run = self.client.run
+        if run is None:
+            taken = out.find(live.marker) < 0 and presented.within(out) is None
+            return None if taken else answers.key_in_request()
+        if out.find(live.marker) >= 0:
+            return answers.placeholder_in_request(run)
+        if placement is not None and admission.brings_its_own(self.url, placement, self.token):
+            return answers.foreign_credential(run, "the address holds a credential that is not the run's")
+        return None
+
+    def _noted(self, live: LiveKey, plan: Plan) -> bool:
+        """Put the use into the audit, before its first byte goes out; answers, and gives False, where that fails."""
+        audit = self.gateway.audit
+        if audit is not None:
+            try:
+                audit.note(live.who, plan.account)
+            except (AuditError, StoreError) as error:
+                self.answer(answers.of_error(error))
+                return False
+        return True
+
+    def _put_into_body(self, live: LiveKey, value: bytes) -> bool:
         """Put the credential where the client wrote its key in the body; False as long as that is not here whole."""
         if not self.up.complete:
             return False
-        body = outgoing.with_key(self.up.waiting, self.token, value)
+        token = self.token
+        if self.client.run is not None and self.plan is not None and self.plan.ref is not None:
+            token = admission.in_body(live, self.plan.ref, b"".join(self.up.waiting))
+            if not token:
+                return True  # it shows none there, and what it shows is no key of ours
+        body = outgoing.with_key(self.up.waiting, token, value)
         if body is None:
             self.answer(answers.key_in_request())
             return True
@@ -537,13 +582,13 @@ class Exchange:
 
     async def _renew(self) -> None:
         """Renew what the provider has just refused, and send the request once more; else pass its answer on."""
-        ready, plan = self._ready, self.plan
-        if ready is None or plan is None or plan.ref is None:
+        ready, plan, live = self._ready, self.plan, self.live
+        if ready is None or plan is None or plan.ref is None or live is None:
             return
         self._renewed = True
         old = ready.access.credential
         try:
-            fresh = await self.gateway.credentials.fetch(plan.ref, rejected=old)
+            fresh = await self.gateway.credentials.fetch(plan.ref, live.client, rejected=old)
         except (NeedsLogin, NotLoggedIn) as error:
             self._kept = None
             self.answer(answers.of_error(error))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from valetkey.access import check_use, without_credential
+from valetkey.access import Use, check_use, without_credential
 from valetkey.credential import DEFAULT_ACCOUNT, CredentialRef, ExchangedKey, login_command
 from valetkey.errors import InvalidBaseUrl, InvalidProvider, NotLoggedIn
 from valetkey.gateway import pattern
@@ -18,13 +18,23 @@ from valetkey.store import Record, Store
 __all__ = ["declared", "grantable", "granted", "stored"]
 
 
-def grantable(ref: CredentialRef, *, store: Store, catalogue: Catalogue, environ: Mapping[str, str]) -> Grant:
+def grantable(
+    ref: CredentialRef,
+    *,
+    store: Store,
+    catalogue: Catalogue,
+    environ: Mapping[str, str],
+    use: Use = "gateway",
+    agent: str | None = None,
+) -> Grant:
     """Give the grant of an account that may be granted now: it is stored, or its server wants no credential.
+
+    `use` is "run" for a run, and `agent` whom that is for.
 
     Raises: NotLoggedIn, NotForThisUse, UnknownProvider, InvalidProvider, RecordDamaged; InvalidParameter and
     InvalidBaseUrl for what the environment says.
     """
-    found = _there(ref, store=store, catalogue=catalogue, environ=environ)
+    found = _there(ref, store, catalogue, environ, use, agent)
     if found is None:
         raise NotLoggedIn(
             f"{ref} cannot be granted: no credential is stored for it",
@@ -34,12 +44,20 @@ def grantable(ref: CredentialRef, *, store: Store, catalogue: Catalogue, environ
     return found
 
 
-def granted(ref: CredentialRef, *, store: Store, catalogue: Catalogue, environ: Mapping[str, str]) -> Grant:
+def granted(
+    ref: CredentialRef,
+    *,
+    store: Store,
+    catalogue: Catalogue,
+    environ: Mapping[str, str],
+    use: Use = "gateway",
+    agent: str | None = None,
+) -> Grant:
     """Give the grant of an account that was granted, logged out or not: whoever asks is then told to log in.
 
     Raises: as `grantable`; NotLoggedIn only where nobody knows the address without a login.
     """
-    found = _there(ref, store=store, catalogue=catalogue, environ=environ)
+    found = _there(ref, store, catalogue, environ, use, agent)
     found = found or declared(ref, catalogue.get(ref.provider))
     if found is None:
         raise NotLoggedIn(
@@ -50,7 +68,14 @@ def granted(ref: CredentialRef, *, store: Store, catalogue: Catalogue, environ: 
     return found
 
 
-def _there(ref: CredentialRef, *, store: Store, catalogue: Catalogue, environ: Mapping[str, str]) -> Grant | None:
+def _there(
+    ref: CredentialRef,
+    store: Store,
+    catalogue: Catalogue,
+    environ: Mapping[str, str],
+    use: Use,
+    agent: str | None,
+) -> Grant | None:
     provider, record = catalogue.get(ref.provider), store.load(ref)
     if record is not None:
         method = provider.method(record.credential.method)
@@ -62,7 +87,7 @@ def _there(ref: CredentialRef, *, store: Store, catalogue: Catalogue, environ: M
             )
         # Both count: what the login was bound to, and what its provider says by now.
         restricted = record.restricted or method.standing == "restricted"
-        check_use(ref, method, "gateway", restricted=restricted)
+        check_use(ref, method, use, restricted=restricted, agent=agent)
         return stored(record, provider)
     open_to_all = without_credential(environ, ref, provider) if ref.account == DEFAULT_ACCOUNT else None
     if open_to_all is None:

@@ -10,13 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Literal, cast
+from typing import Literal
 
-from valetkey.clock import Clock
+from valetkey.audit.recorder import Audit, who_of
+from valetkey.clock import Clock, written
 from valetkey.credential import CredentialRef, Secret
 from valetkey.errors import InvalidName, RecordDamaged, StoreUnwritable, UnknownKey, UsageError
 from valetkey.gateway import grants as grants_of
 from valetkey.gateway import policy as policies
+from valetkey.gateway.documents import limits_in, ref_in, text_in, texts_in, time_in
 from valetkey.gateway.limits import Limits
 from valetkey.providers import Catalogue
 from valetkey.store import Document, Store
@@ -87,11 +89,12 @@ class ValetKey:
 
 
 class Keys:
-    """The valet keys of a store, by whichever process they were made."""
+    """The valet keys of a store, by whichever process they were made. `audit` gets what is issued and revoked."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, audit: Audit | None = None) -> None:
         self._store = store
         self._clock = clock
+        self._audit = audit
 
     def issue(
         self,
@@ -133,6 +136,7 @@ class Keys:
                 expires_at=expires_at,
                 digest=digest_of(token.reveal().encode()),
             )
+            self._record(key)
             self._put(key)
         return key, token
 
@@ -143,6 +147,9 @@ class Keys:
             if key.revoked_at is None:
                 key = replace(key, revoked_at=self._clock.now())
                 self._put(key)
+                if self._audit is not None:
+                    # Behind it: nothing may keep a key from being revoked.
+                    self._audit.tell("key-revoked", detail={"client": who_of(key.id), "name": key.name})
             return key
 
     def find(self, id_or_name: str) -> ValetKey:
@@ -174,6 +181,20 @@ class Keys:
                     yield key_id, _read(document)
             except RecordDamaged as damaged:
                 yield key_id, damaged
+
+    def _record(self, key: ValetKey) -> None:
+        """Put a new key into the audit, before it counts."""
+        if self._audit is None:
+            return
+        detail: dict[str, object] = {
+            "client": who_of(key.id),
+            "name": key.name,
+            "grants": [str(ref) for ref in key.grants],
+            "policy_file": key.policy_file,
+            "limits": asdict(key.limits),
+            "expires_at": None if key.expires_at is None else written(key.expires_at),
+        }
+        self._audit.append("key-issued", detail=detail)
 
     def _put(self, key: ValetKey) -> None:
         at = key.revoked_at or key.created_at
@@ -250,51 +271,25 @@ def _read(document: Document) -> ValetKey:
         value = json.loads(document.body)
         if not isinstance(value, dict) or set(value) != _FIELDS or value["format"] != _FORMAT:
             raise ValueError
-        created_at = _time(value["created_at"])
+        created_at = time_in(value["created_at"])
         if created_at is None:
             raise ValueError
         return ValetKey(
             id=document.id,
-            name=_text(value["name"]),
-            grants=tuple(_ref(_text(ref)) for ref in cast("list[object]", value["grants"])),
-            policy=_text(value["policy"]),
-            policy_file=_text(value["policy_file"]),
-            limits=_limits(value["limits"]),
+            name=text_in(value["name"]),
+            grants=tuple(map(ref_in, texts_in(value["grants"]))),
+            policy=text_in(value["policy"]),
+            policy_file=text_in(value["policy_file"]),
+            limits=limits_in(value["limits"]),
             created_at=created_at,
-            expires_at=_time(value["expires_at"]),
-            revoked_at=_time(value["revoked_at"]),
-            digest=bytes.fromhex(_text(value["digest"])),
+            expires_at=time_in(value["expires_at"]),
+            revoked_at=time_in(value["revoked_at"]),
+            digest=bytes.fromhex(text_in(value["digest"])),
         )
     except (ValueError, TypeError, KeyError, RecursionError, InvalidName):
         raise RecordDamaged(
             f"the valet key {document.id} cannot be read", hint="update Valetkey, or make a new key"
         ) from None
-
-
-def _ref(text: str) -> CredentialRef:
-    provider, _, account = text.partition("@")
-    return CredentialRef(provider=provider, account=account)
-
-
-def _limits(value: object) -> Limits:
-    if not isinstance(value, dict) or not all(v is None or (type(v) is int and v > 0) for v in value.values()):
-        raise ValueError
-    return Limits(**value)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError
-    return value
-
-
-def _time(value: object) -> datetime | None:
-    if value is None:
-        return None
-    when = datetime.fromisoformat(_text(value))
-    if when.tzinfo is None:
-        raise ValueError
-    return when
 
 
 # --- as a person writes it -------------------------------------------------------------------

@@ -15,8 +15,10 @@ from valetkey.broker import Broker
 from valetkey.credential import CredentialRef, Health, Secret, expires_at_of
 from valetkey.errors import StoreLocked, WrongKey
 from valetkey.gateway.approvals import Approvals
+from valetkey.gateway.audited import Audited
 from valetkey.gateway.metrics import Metrics
 from valetkey.gateway.ring import Ring
+from valetkey.gateway.runs import Runs
 from valetkey.gateway.server import Gateway
 from valetkey.gateway.telemetry import Telemetry
 from valetkey.gateway.trace import Trace
@@ -42,6 +44,7 @@ class Parts:
     metrics: Metrics
     telemetry: Telemetry | None
     approvals: Approvals
+    audited: Audited
     gateway: Gateway
 
 
@@ -81,7 +84,7 @@ class Operating:
         self._heard_at = self._clock.monotonic()
 
     def idle_seconds(self) -> float:
-        """Say for how long there was neither a request nor a call; 0 while one goes on or a valet key counts."""
+        """Say for how long there was neither a request nor a call; 0 while one goes on or a valet key or run counts."""
         gateway = self._parts.gateway
         if gateway.active or self._parts.ring.live():
             self.heard()
@@ -89,8 +92,17 @@ class Operating:
         return self._clock.monotonic() - max(self._heard_at, gateway.last_activity)
 
     def granted(self) -> set[CredentialRef]:
-        """Give the accounts that valet keys which count now may use."""
+        """Give the accounts that valet keys and runs which count now may use."""
         return {grant.ref for live in self._parts.ring.live() for grant in live.client.grants}
+
+    def runs(self) -> list[str]:
+        """Give the ids of the runs that count now."""
+        return [live.client.id for live in self._parts.ring.live() if live.client.kind == "run"]
+
+    def end_run(self, run: str) -> None:
+        """Take back what a run was granted, and close what it has open. Raises: StoreError."""
+        Runs(self._parts.store, self._clock).end(run)
+        self.refresh()
 
     def look(self) -> None:
         """Read keys and accounts anew where anybody has changed the store."""
@@ -146,7 +158,8 @@ class Operating:
             **self._about,
             "locked": locked,
             "key_source": parts.store.source_kind(),
-            "keys": len(parts.ring.live()),
+            "keys": sum(live.client.kind == "key" for live in parts.ring.live()),
+            "runs": sum(live.client.kind == "run" for live in parts.ring.live()),
             "problems": parts.ring.problems(),
             "active": parts.gateway.active,
             "approvals": len(parts.approvals.pending()),

@@ -20,7 +20,7 @@ __all__ = ["framing", "head_for", "with_key"]
 def head_for(method: bytes, plan: Plan, head: ReadHead, placement: Placement | None, token: bytes) -> bytes:
     """Write the head, up to what frames the body. Without a placement the client's own credentials go on.
 
-    `token` is the client's valet key, which may stand in the path where the declaration says so.
+    `token` is the client's valet key or placeholder, which may stand in the path where the declaration says so.
     """
     target, lines = plan.target, head.lines
     if placement is None:

@@ -18,10 +18,13 @@ from valetkey.errors import GatewayFailed, StoreUnwritable
 from valetkey.stores import modes
 from valetkey.stores.locks import FileLock, try_lock_file
 
-__all__ = ["LONGEST", "Place"]
+__all__ = ["LONGEST", "LONGEST_RUN", "Place", "run_folder"]
 
 # Bytes of a Unix socket's path: macOS has room for 104 with the NUL, Linux for 108 (unix(7)).
 LONGEST = 103
+# Characters of a run's id; a place is looked for that has room for any.
+LONGEST_RUN = 32
+_RUNS = "runs"
 # Whoever asks whether we live holds the lock for some microseconds.
 _LOCK_SECONDS = 1.0
 
@@ -39,13 +42,7 @@ class Place:
     @property
     def sockets(self) -> Path:
         """The folder of the sockets: `run/`, or a short one where its path is too long for a socket."""
-        if len(os.fsencode(self._run / serving.CONTROL)) <= LONGEST:
-            return self._run
-        name = hashlib.sha256(os.fsencode(os.path.realpath(self._home))).hexdigest()[:16]
-        runtime = self._environ.get("XDG_RUNTIME_DIR", "")
-        if os.path.isabs(runtime) and len(os.fsencode(runtime)) <= 60 and _is_ours(runtime):
-            return Path(runtime, f"valetkey-{name}")
-        return Path("/tmp", f"valetkey-{os.geteuid()}-{name}")  # noqa: S108 - 0700, and its owner is checked
+        return _with_room(self._run, self._home, self._environ, serving.CONTROL)
 
     @property
     def control(self) -> Path:
@@ -119,6 +116,28 @@ class Place:
         for path in (self._run / serving.ABOUT, self.control, self.gateway):
             with suppress(FileNotFoundError):
                 os.unlink(path)
+
+
+def run_folder(paths: Paths, environ: Mapping[str, str], run: str) -> Path:
+    """Give the folder of a run's own socket, `gateway.sock`: below `run/`, or where a socket's path is short enough.
+
+    It holds nothing else, and is what a sandbox mounts. A run keeps the one that it began with.
+    """
+    longest = os.path.join(_RUNS, "x" * LONGEST_RUN, serving.GATEWAY)
+    return _with_room(paths.run, str(paths.home), environ, longest) / _RUNS / run
+
+
+def _with_room(run: Path, home: str, environ: Mapping[str, str], longest: str) -> Path:
+    """Give the folder below which a socket of this name can be made."""
+    name = hashlib.sha256(os.fsencode(os.path.realpath(home))).hexdigest()[:16]
+    runtime = environ.get("XDG_RUNTIME_DIR", "")
+    folders = [run]
+    if os.path.isabs(runtime) and len(os.fsencode(runtime)) <= 60 and _is_ours(runtime):
+        folders.append(Path(runtime, f"valetkey-{name}"))
+    for folder in folders:
+        if len(os.fsencode(folder / longest)) <= LONGEST:
+            return folder
+    return Path("/tmp", f"valetkey-{os.geteuid()}-{name}")  # noqa: S108 - 0700, and its owner is checked
 
 
 def _is_ours(folder: str) -> bool:

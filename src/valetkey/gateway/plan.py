@@ -119,12 +119,15 @@ class Plan:
         return None if make is None else make()
 
 
+_Asked = tuple["LiveKey", bytes, bytes, "bytes | None", "Tunnel | None", "CredentialRef | None"]
+
+
 class Planner:
     """Decides, and keeps what it decided until the keys change."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._kept: dict[tuple[LiveKey, bytes, bytes, bytes | None, Tunnel | None], Plan] = {}
+        self._kept: dict[_Asked, Plan] = {}
 
     def forget(self) -> None:
         """Decide anew: keys, accounts or declarations have changed."""
@@ -139,14 +142,18 @@ class Planner:
         host: bytes | None,
         tunnel: Tunnel | None,
         header_names: frozenset[str] = frozenset(),
+        grant: CredentialRef | None = None,
     ) -> Plan:
-        """Give the plan for a request line. `header_names` are given only where they disguise a request."""
-        key = (live, method, url, host, tunnel)
+        """Give the plan for a request line. `header_names` are given only where they disguise a request.
+
+        `grant` is the account that a placeholder named.
+        """
+        key = (live, method, url, host, tunnel, grant)
         if not header_names:
             found = self._kept.get(key)
             if found is not None:
                 return found
-        made = self._made(live, method, url, host, tunnel, header_names)
+        made = self._made(live, method, url, host, tunnel, header_names, grant)
         if not header_names and len(url) <= _LONGEST_KEPT:
             if len(self._kept) >= _MAX_KEPT:
                 self._kept.clear()
@@ -161,12 +168,15 @@ class Planner:
         host: bytes | None,
         tunnel: Tunnel | None,
         header_names: frozenset[str],
+        grant: CredentialRef | None,
     ) -> Plan:
-        request, way = _read(live, method.decode("ascii"), url.decode("latin-1"), host, tunnel)
+        request, way = _read(live, method.decode("ascii"), url.decode("latin-1"), host, tunnel, grant)
         if isinstance(request, Refuse):
             return Plan(request, method.decode("ascii"), way, None)
         if header_names:
             request = dataclasses.replace(request, header_names=header_names)
+        if grant is not None:
+            request = dataclasses.replace(request, grant=grant)
         decision = decide(request, live.client, live.policy)
         ref = decision.then.grant if isinstance(decision, Hold) else decision.grant
         provider = None
@@ -179,7 +189,7 @@ class Planner:
 
 
 def _read(
-    live: LiveKey, method: str, url: str, host: bytes | None, tunnel: Tunnel | None
+    live: LiveKey, method: str, url: str, host: bytes | None, tunnel: Tunnel | None, grant: CredentialRef | None
 ) -> tuple[RequestHead | Refuse, str]:
     named = None if host is None else host.decode("latin-1")
     if tunnel is not None:
@@ -199,7 +209,7 @@ def _read(
     if method == "CONNECT":
         return read_target(method, url, host=None if named is None else _with_port(named, url)), "tunnel"
     if url.startswith("/"):
-        head = RequestHead(method=method, scheme="http", host="localhost", port=None, path=url)
+        head = RequestHead(method=method, scheme="http", host="localhost", port=None, path=url, grant=grant)
         return route(head, live.client), "base-url"
     return read_target(method, url, host=named), "proxy"
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from typing import Any
 
+from valetkey.audit.recorder import Audit
 from valetkey.broker import Broker
 from valetkey.clock import Clock, written
 from valetkey.config import Config, Paths
@@ -22,6 +23,7 @@ from valetkey.credential import Secret
 from valetkey.errors import AuthorityBroken, GatewayFailed, StoreLocked, ValetkeyError, WrongMode
 from valetkey.gateway.ahead import Ahead
 from valetkey.gateway.approvals import Approvals
+from valetkey.gateway.audited import Audited
 from valetkey.gateway.authority import Authority
 from valetkey.gateway.control import Control
 from valetkey.gateway.dial import Dialler
@@ -34,7 +36,7 @@ from valetkey.gateway.telemetry import telemetry
 from valetkey.gateway.trace import Trace
 from valetkey.http import HttpClient
 from valetkey.providers import Catalogue, catalogue
-from valetkey.stores import open_store
+from valetkey.stores import modes, open_store
 from valetkey.stores.passphrase import VARIABLE, from_environment
 
 __all__ = ["DRAIN_SECONDS", "Listening", "assembled", "harden", "serve"]
@@ -44,6 +46,8 @@ DRAIN_SECONDS = 30.0
 # Revocation counts within a second, by whichever process it is done.
 _LOOK_SECONDS = 0.25
 _SWITCH_SECONDS = 0.0005
+# The loop waits for another process that writes to the audit, and no request can go on meanwhile.
+_AUDIT_BUSY_SECONDS = 1.0
 _RESERVED_FILES = 64
 _MOST_CONNECTIONS = 65536
 # How often is looked whether we are still needed, in looks.
@@ -118,6 +122,8 @@ def assembled(config: Config, *, environ: Mapping[str, str], clock: Clock) -> Pa
         environ=environ,
     )
     ca_file = config.text("network.ca_file")
+    audit = Audit(config.paths, clock, busy_seconds=_AUDIT_BUSY_SECONDS)
+    audited = Audited(audit, store=store, paths=config.paths, clock=clock)
     # No folder's accounts: a client names its account, or gets the provider's default one.
     broker = Broker(
         store=store,
@@ -125,6 +131,7 @@ def assembled(config: Config, *, environ: Mapping[str, str], clock: Clock) -> Pa
         http=HttpClient(timeout_seconds=config.seconds("network.timeout_seconds"), ca_file=ca_file),
         clock=clock,
         environ=environ,
+        audit=audit,
     )
     metrics = Metrics(providers=_Ids(broker.catalogue), open_requests=lambda: gateway.active)
     broker.told = metrics.renewal
@@ -132,13 +139,14 @@ def assembled(config: Config, *, environ: Mapping[str, str], clock: Clock) -> Pa
     trace = Trace(
         config.paths.trace,
         clock,
-        [metrics] if exported is None else [metrics, exported],
+        [metrics, audited] if exported is None else [metrics, audited, exported],
         keep_days=config.count("trace.keep_days"),
         max_rows=config.count("trace.max_rows"),
     )
     metrics.dropped = lambda: trace.dropped
     ring = Ring(store, broker.catalogue, clock, environ, lambda key: trace.tokens_since(key, _midnight(clock)))
     approvals = Approvals(clock)
+    approvals.decided = audited.decided
     gateway = Gateway(
         broker=broker,
         ring=ring,
@@ -146,6 +154,7 @@ def assembled(config: Config, *, environ: Mapping[str, str], clock: Clock) -> Pa
         authority=_authority(config.paths, clock),
         dialler=Dialler(ca_file=ca_file, environ=environ),
         approvals=approvals,
+        audit=audit,
         clock=clock,
         settings=EngineSettings(
             response_seconds=config.seconds("gateway.response_seconds"),
@@ -164,6 +173,7 @@ def assembled(config: Config, *, environ: Mapping[str, str], clock: Clock) -> Pa
         metrics=metrics,
         telemetry=exported,
         approvals=approvals,
+        audited=audited,
         gateway=gateway,
     )
 
@@ -247,8 +257,10 @@ class _Process:
             await self._run(parts)
         finally:
             # A renewal that was sent is saved, or its refresh token would be lost: this waits for it.
-            await asyncio.to_thread(parts.broker.close)
+            await asyncio.to_thread(parts.broker.wait_for_renewals)
             await asyncio.to_thread(parts.trace.close)
+            await asyncio.to_thread(parts.audited.turn, parts.audited.take_over())
+            await asyncio.to_thread(parts.broker.close)
             if parts.telemetry is not None:
                 await asyncio.to_thread(parts.telemetry.close)
         return self._status
@@ -293,6 +305,7 @@ class _Process:
         going_on = [
             asyncio.create_task(ahead.run(), name="ahead"),
             asyncio.create_task(self._look(operating), name="look"),
+            asyncio.create_task(self._turn(parts.audited), name="audit"),
         ]
         ending = asyncio.create_task(self._ending.wait())
         await asyncio.wait([ending, *going_on], return_when=asyncio.FIRST_COMPLETED)
@@ -316,6 +329,7 @@ class _Process:
                 return
             looks += 1
             try:
+                self._end_orphans(operating)
                 operating.look()
                 if looks % _SELDOM == 0:
                     operating.look_at_declarations()
@@ -324,6 +338,20 @@ class _Process:
                 log.warning("keys and declarations could not be looked at: %s", error)
             if looks % _SELDOM == 0:
                 self._end_where_idle(operating)
+
+    def _end_orphans(self, operating: Operating) -> None:
+        """Take back what a run has whose parent died: it holds its lock for as long as it lives."""
+        for run in operating.runs():
+            lock = self._config.paths.run_lock(run)
+            if lock.exists() and not modes.is_locked(str(lock)):
+                log.info("the run %s has ended", run)
+                operating.end_run(run)
+
+    async def _turn(self, audited: Audited) -> None:
+        while True:
+            await self._clock.sleep(_LOOK_SECONDS)
+            if audited.due:
+                await asyncio.to_thread(audited.turn, audited.take_over())
 
     def _end_where_idle(self, operating: Operating) -> None:
         limit = self._listening.idle_exit_seconds

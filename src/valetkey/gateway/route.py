@@ -16,8 +16,8 @@ __all__ = ["read_target", "route"]
 def route(request: RequestHead, client: Client) -> RequestHead | Refuse:
     """Read the base-URL form `/<provider>[@account]/<path>` into the request that it stands for.
 
-    The path is joined to the account's base URL as `inject.join` does. Without an account the first granted one of that
-    provider is meant.
+    The path is joined to the account's base URL as `inject.join` does. Without an account the one that a placeholder
+    named (`request.grant`), else the first granted one of that provider is meant.
     """
     rest, mark, query = request.path.partition("?")
     first, _, path = rest.removeprefix("/").partition("/")
@@ -31,6 +31,10 @@ def route(request: RequestHead, client: Client) -> RequestHead | Refuse:
         found = [grant for grant in found if grant.ref.account == account]
     if not found:
         return Refuse(code="unknown_provider", status=404, reason=_unknown(first, client.grants))
+    if request.grant is not None:
+        found = [grant for grant in found if grant.ref == request.grant]
+        if not found:
+            return Refuse(code="not_granted", status=403, reason=f"{request.grant} is not what {first[:60]!r} names")
     base = urlsplit(found[0].base_url)
     joined = urlsplit(join(found[0].base_url, clean.path))
     authority = split_authority(base.netloc)

@@ -17,9 +17,11 @@ from valetkey.gateway.credentials import Credentials
 from valetkey.gateway.dial import Dialler
 from valetkey.gateway.heap import Heap
 from valetkey.gateway.plan import Plan, Planner, Tunnel
+from valetkey.gateway.run_sockets import RunSockets
 from valetkey.gateway.upstream import Pool, UpstreamConnection
 
 if TYPE_CHECKING:
+    from valetkey.audit.recorder import Audit
     from valetkey.broker import Broker
     from valetkey.gateway.authority import Authority
     from valetkey.gateway.ring import Ring
@@ -39,8 +41,8 @@ class EngineSettings:
     `head_seconds`: for the head of a request, and a TLS handshake. `idle_seconds`: for the next request.
     `response_seconds`: for the head of an answer; models think for minutes. `stream_seconds`: for the next byte of a
     body, either way. `total_seconds`: for a request and its answer, but for what is relayed. `most_connections`:
-    of clients; above it one that has shown no key yet has to go. `max_body_bytes` 0: no limit. `keep_bodies`: the
-    trace gets the beginning of both bodies.
+    of clients; above it one that has shown no key yet has to go. `most_of_a_run`: of one run. `max_body_bytes` 0: no
+    limit. `keep_bodies`: the trace gets the beginning of both bodies.
     """
 
     head_seconds: float = 10.0
@@ -49,12 +51,13 @@ class EngineSettings:
     stream_seconds: float = 600.0
     total_seconds: float = 86400.0
     most_connections: int = 65536
+    most_of_a_run: int = 1024
     max_body_bytes: int = 0
     keep_bodies: bool = False
 
 
 class Gateway:
-    """Takes requests with valet keys and sends them on with the real credential. Made and used in one event loop."""
+    """Takes requests of keys and runs, and sends them on with the real credential. Made and used in one event loop."""
 
     def __init__(
         self,
@@ -66,6 +69,7 @@ class Gateway:
         trace: Trace | None = None,
         authority: Authority | None = None,
         approvals: Approvals | None = None,
+        audit: Audit | None = None,
         settings: EngineSettings | None = None,
         heap: Heap | None = None,
     ) -> None:
@@ -74,6 +78,7 @@ class Gateway:
         self.ring = ring
         self.trace = trace
         self.authority = authority
+        self.audit = audit
         self.approvals = approvals or Approvals(clock)
         self.settings = settings or EngineSettings()
         self.now = clock.monotonic
@@ -92,6 +97,7 @@ class Gateway:
         self._dialler = dialler
         self._heap = heap or Heap()
         self._servers: list[asyncio.Server] = []
+        self._run_sockets = RunSockets(lambda run: ClientConnection(self, run=run))
         self._sweeping: asyncio.TimerHandle | None = None
         self._wall = (clock.monotonic(), clock.now().timestamp())
         self._quiet = asyncio.Event()
@@ -115,14 +121,15 @@ class Gateway:
             if listening is not None:
                 listening.close()
             raise
+        self._run_sockets.follow(self.ring.run_folders())
         await self._dialler.listening([tcp.getsockname()[:2] for tcp in self._servers[0].sockets])
         # What is there now stays: the collector need not look at it again and again.
         gc.freeze()
         self._tick()
 
-    def inside(self, tunnel: Tunnel) -> ClientConnection:
-        """Make the protocol for what is inside of a tunnel."""
-        return ClientConnection(self, tunnel)
+    def inside(self, tunnel: Tunnel, *, run: str | None) -> ClientConnection:
+        """Make the protocol for what is inside of a tunnel, which came by that run's socket, if by one."""
+        return ClientConnection(self, tunnel, run=run)
 
     def _accepted(self) -> ClientConnection:
         return ClientConnection(self)
@@ -139,18 +146,25 @@ class Gateway:
         return f"http://{f'[{name}]' if ':' in name else name}:{self.port}"
 
     def refresh(self) -> None:
-        """Read keys and accounts anew, and close what ended keys have open."""
+        """Read keys, runs and accounts anew, and close what ended ones have open."""
         ended = set(self.ring.refresh())
+        if self._servers and not self.draining:
+            self._run_sockets.follow(self.ring.run_folders())
         self.epoch += 1
         self.credentials.forget()
         self.planner.forget()
         if self.trace is not None:
-            self.trace.name_clients({live.key.id: live.key.name for live in self.ring.live()})
+            self.trace.name_clients({live.id: live.key.name for live in self.ring.live()})
         if not ended:
             return
+        runs = {live.key.id for live in ended if live.client.kind == "run"}
         for connection in list(self.connections):
             tunnel = connection.tunnel
-            if (tunnel is not None and tunnel.live in ended) or any(e.live in ended for e in connection.queue):
+            if (
+                connection.run in runs
+                or (tunnel is not None and tunnel.live in ended)
+                or any(e.live in ended for e in connection.queue)
+            ):
                 connection.abort()
 
     async def drain(self, seconds: float = 30.0) -> None:
@@ -158,6 +172,7 @@ class Gateway:
         self.draining = True
         for server in self._servers:
             server.close()
+        self._run_sockets.close()
         for connection in list(self.connections):
             if not connection.queue:
                 connection.close()
@@ -185,6 +200,10 @@ class Gateway:
 
     def make_room(self, newest: ClientConnection) -> None:
         """Close a connection that has shown no key where there are too many: the oldest, or else the newest."""
+        run = newest.run
+        if run is not None and sum(c.run == run for c in self.connections) > self.settings.most_of_a_run:
+            newest.abort()
+            return
         if len(self.connections) <= self.settings.most_connections:
             return
         unknown = [c for c in self.connections if not c.known and c is not newest]

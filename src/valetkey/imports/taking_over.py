@@ -84,6 +84,9 @@ async def _as_token(
 
 
 def _save(broker: Broker, record: Record) -> Account:
+    if broker.audit is not None:
+        detail = {"method": record.credential.method, "restricted": record.restricted, "imported": True}
+        broker.audit.append("login", account=str(record.ref), detail=detail)
     old = broker.store.account(record.ref)
     broker.store.save(record if old is None else replace(record, generation=old.generation))
     saved = broker.store.account(record.ref)

@@ -58,6 +58,13 @@ class FileLock:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
+    def outlive(self) -> int:
+        """Give the descriptor to the program that takes this process's place (exec): it holds the lock from then on."""
+        if self._descriptor is None:
+            raise ValueError("the lock was let go")
+        os.set_inheritable(self._descriptor, True)
+        return self._descriptor
+
     def __del__(self) -> None:
         self.release()
 

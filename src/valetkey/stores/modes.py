@@ -12,7 +12,7 @@ TYPE_CHECKING = False  # as in typing, which costs milliseconds
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["check_file", "check_folder", "create_file", "file_at", "own_folder", "sync_folder"]
+__all__ = ["check_file", "check_folder", "create_file", "file_at", "is_locked", "own_folder", "sync_folder"]
 
 
 def check_folder(path: str) -> bool:
@@ -69,6 +69,24 @@ def file_at(path: "str | os.PathLike[str]") -> "tuple[int, int] | None":
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def is_locked(path: str) -> bool:
+    """Say whether anybody holds the lock that this file is (`locks.try_lock_file`)."""
+    import fcntl
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        # Shared, so that two who ask at once do not take each other for its holder.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def sync_folder(path: str) -> None:

@@ -1,0 +1,314 @@
+"""`run`, and `runs`: list, show, logs, stop, remove."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from valetkey import serving
+from valetkey.cli.frame import State, command, group
+from valetkey.cli.output import ago
+from valetkey.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from valetkey.gateway.runs import BegunRun
+    from valetkey.runs.launch import Wanted
+    from valetkey.runs.record import Records, Run
+    from valetkey.sandbox import Limits, Mount
+
+__all__ = ["run", "runs"]
+
+_STOP_SECONDS = 15.0
+_SIZES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+
+
+@command(
+    "run",
+    short_help="Run a command in a sandbox that holds no credential.",
+    context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False},
+)
+@click.option(
+    "--grant", "names", metavar="PROVIDER[@ACCOUNT]", multiple=True, help="An account it may use; repeatable."
+)
+@click.option("--allow", metavar="HOST", multiple=True, help="Another host it may reach, without a credential.")
+@click.option("--policy", "file", type=click.Path(path_type=Path), help="What it may ask for.")
+@click.option("--workspace", type=click.Path(path_type=Path), default=Path(), help="Its folder; without it: this one.")
+@click.option("--read-only", is_flag=True, help="Let it only read the workspace.")
+@click.option("--mount", "mounts", metavar="DIR[:rw]", multiple=True, help="Another folder it sees, at the same path.")
+@click.option("--env", "variables", metavar="NAME[=VALUE]", multiple=True, help="A variable it gets; repeatable.")
+@click.option("--memory", metavar="SIZE", help="How much memory it may use, such as 4g.")
+@click.option("--pids", type=click.IntRange(1), help="How many processes it may have.")
+@click.option("--time", "seconds", type=click.FloatRange(0, min_open=True), help="Seconds after which it is ended.")
+@click.argument("argv", metavar="-- CMD [ARG]…", nargs=-1, type=click.UNPROCESSED, required=True)
+def run(
+    state: State,
+    *,
+    names: tuple[str, ...],
+    allow: tuple[str, ...],
+    file: Path | None,
+    workspace: Path,
+    read_only: bool,
+    mounts: tuple[str, ...],
+    variables: tuple[str, ...],
+    memory: str | None,
+    pids: int | None,
+    seconds: float | None,
+    argv: tuple[str, ...],
+) -> None:
+    """Run a command in a sandbox. It sees the workspace, a home of its own, and no credential of yours.
+
+    The only way out is the gateway, which puts in what --grant names. Everything else is refused.
+    """
+    import valetkey
+    from valetkey.gateway import background
+    from valetkey.gateway import policy as policies
+    from valetkey.gateway.trust import system_bundle
+    from valetkey.runs.launch import Wanted, missing_tools, ready, sweep
+    from valetkey.runs.parent import become
+    from valetkey.sandboxes import sandbox_for
+    from valetkey.workspace import check_workspace
+
+    _hint_at_ask(argv)
+    if os.geteuid() == 0:
+        raise RunError(
+            "root starts no run: what is inside would be root to the files that it has",
+            hint="start it as an ordinary user: `sudo -u USER valetkey run …`",
+        )
+    policy = None if file is None else policies.text_of(file)
+    wanted = Wanted(
+        command=argv,
+        grants=tuple(state.broker.resolve(name) for name in names),
+        workspace=check_workspace(workspace, home=Path.home(), valetkey_home=state.paths.home),
+        read_only=read_only,
+        mounts=tuple(_mount(state, text) for text in mounts),
+        allow=allow,
+        policy=policy,
+        policy_file="" if file is None else file.name,
+        variables=_variables(state.environ, variables),
+        limits=_limits(memory, pids, seconds),
+    )
+    background.up(state.paths, environ=state.environ, version=valetkey.__version__, tell=state.progress)
+    granting, records = _Granting(state), _records(state)
+    for lost in sweep(records, granting, state.audit):
+        state.note(f"the run {lost.id} had lost its parent: what it was granted is taken back")
+    for provider, tool in missing_tools(wanted, state.catalogue):
+        state.note(f"{provider} is mostly used by {tool}, which is not in the sandbox")
+    made = ready(
+        wanted,
+        granting=granting,
+        records=records,
+        audit=state.audit,
+        sandbox=sandbox_for("bubblewrap"),
+        home=state.paths.home,
+        system_bundle=system_bundle(state.environ),
+        environ=state.environ,
+    )
+    if state.verbose:
+        state.note(f"run {made.run.id}: {', '.join(made.run.grants) or 'no account'}")
+    state.broker.close()
+    become(made.order, made.lock.outlive())
+
+
+def _hint_at_ask(argv: tuple[str, ...]) -> None:
+    if len(argv) == 1 and " " in argv[0].strip():
+        raise UsageError(
+            f"there is no command {argv[0][:40]!r}",
+            hint="to ask a model, run `valetkey ask`; for a command, `run -- CMD`",
+        )
+
+
+def _mount(state: State, text: str) -> Mount:
+    from valetkey.sandbox import Mount
+    from valetkey.workspace import check_mount
+
+    path, _, mode = text.rpartition(":") if text.endswith((":rw", ":ro")) else (text, "", "ro")
+    mount = Mount(source=Path(path), target=os.path.abspath(path), read_only=mode != "rw")
+    return check_mount(mount, home=Path.home(), valetkey_home=state.paths.home)
+
+
+def _variables(environ: Mapping[str, str], texts: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        name, given, value = text.partition("=")
+        if not name or (not given and name not in environ):
+            raise UsageError(f"--env {name[:40]!r} is not set here", hint="write --env NAME=VALUE, or set it")
+        found[name] = value if given else environ[name]
+    return found
+
+
+def _limits(memory: str | None, pids: int | None, seconds: float | None) -> Limits:
+    from valetkey.sandbox import Limits
+
+    size = None
+    if memory is not None:
+        number, unit = (memory[:-1], memory[-1].lower()) if memory[-1:].isalpha() else (memory, "")
+        if not number.isascii() or not number.isdigit() or unit not in _SIZES or int(number) == 0:
+            raise UsageError(f"--memory {memory[:40]!r} is no size", hint="write 512m or 4g")
+        size = int(number) * _SIZES[unit]
+    return Limits(memory_bytes=size, processes=pids, seconds=seconds, file_bytes=None)
+
+
+# --- what is kept ----------------------------------------------------------------------------
+
+
+@group("runs", short_help="List, show, stop and remove runs.")
+def runs(state: State) -> None:
+    """See what ran, what it said, how it ended; stop what goes on; remove what is kept."""
+
+
+@command("list", short_help="List runs.")
+def list_runs(state: State) -> None:
+    """List the runs, the last begun first."""
+    records, now = _records(state), state.clock.now()
+    found = records.all()
+    state.emit({"runs": [_as_dict(records, one) for one in found]})
+    if not found:
+        state.say("Nothing has run yet. Begin with `valetkey run --grant PROVIDER -- CMD`.")
+        return
+    state.table(
+        ["ID", "STATE", "BEGUN", "GRANTS", "COMMAND"],
+        [
+            (one.id, _in_words(records, one), ago(one.created_at, now), ", ".join(one.grants) or "-", _line(one))
+            for one in found
+        ],
+        colors={"running": "green", "lost": "red"},
+    )
+
+
+@command("show", short_help="Show one run.")
+@click.argument("id", metavar="RUN")
+def show(state: State, *, id: str) -> None:
+    """Show a run: what it was, what it was granted, how it ended, where its files are."""
+    records = _records(state)
+    one = records.find(id)
+    told = _as_dict(records, one)
+    state.emit(told)
+    for name in ("id", "state", "command", "grants", "workspace", "sandbox", "created_at", "ended_at", "folder"):
+        value = told[name]
+        text = " ".join(value) if isinstance(value, list) else str(value) if value is not None else "-"
+        state.say(f"{name.replace('_', ' '):<11} {text}")
+
+
+@command("logs", short_help="Print what a run said.")
+@click.argument("id", metavar="RUN")
+def logs(state: State, *, id: str) -> None:
+    """Print what a run wrote to its terminal, or to stdout and stderr, as it came."""
+    from valetkey.runs.record import OUTPUT
+
+    records = _records(state)
+    path = records.at(records.find(id)) / OUTPUT
+    content = path.read_bytes() if path.exists() else b""
+    if state.json:
+        state.emit({"output": content.decode(errors="replace")})
+    else:
+        # On a terminal what it wrote may do to this one whatever it likes; control characters are shown instead.
+        state.say(content.decode(errors="replace")) if state.on_terminal else click.echo(content, nl=False)
+
+
+@command("stop", short_help="End a run.")
+@click.argument("id", metavar="RUN")
+def stop_run(state: State, *, id: str) -> None:
+    """End a run: its command is told to, and killed after some seconds."""
+    import time
+
+    records = _records(state)
+    one = records.find(id)
+    if records.state(one) != "running" or one.pid is None:
+        state.emit({"id": one.id, "stopped": False})
+        state.say(f"The run {one.id} has ended already.")
+        return
+    with suppress(ProcessLookupError):
+        os.kill(one.pid, signal.SIGTERM)
+    end = time.monotonic() + _STOP_SECONDS
+    while records.state(one) == "running" and records.find(one.id).ended_at is None:
+        if time.monotonic() > end:
+            raise RunError(f"the run {one.id} does not end", hint=f"run `kill -9 {one.pid}`")
+        time.sleep(0.02)
+    state.emit({"id": one.id, "stopped": True})
+    state.say(f"The run {one.id} has ended.")
+
+
+@command("remove", short_help="Remove what is kept of a run.")
+@click.argument("ids", metavar="RUN…", nargs=-1, required=True)
+def remove(state: State, *, ids: tuple[str, ...]) -> None:
+    """Remove the record of a run, what it said, and the home that it had."""
+    records = _records(state)
+    found = [records.find(name) for name in ids]
+    for one in found:
+        records.remove(one)
+    state.emit({"removed": [one.id for one in found]})
+    for one in found:
+        state.say(f"The run {one.id} is removed.")
+
+
+for _one in (list_runs, show, logs, stop_run, remove):
+    runs.add_command(_one)
+
+
+class _Granting:
+    """The gateway's side of a run, by way of the store."""
+
+    def __init__(self, state: State) -> None:
+        from valetkey.gateway.runs import Runs
+
+        self._state = state
+        self._runs = Runs(state.store, state.clock)
+
+    def begin(self, run: str, wanted: Wanted) -> BegunRun:
+        """Grant it; the gateway's socket is there on return."""
+        state = self._state
+        begun = self._runs.begin(
+            run=run,
+            grants=wanted.grants,
+            catalogue=state.catalogue,
+            environ=state.environ,
+            paths=state.paths,
+            agent=wanted.agent,
+            policy=wanted.policy,
+            policy_file=wanted.policy_file,
+            allow=wanted.allow,
+        )
+        serving.poke(str(state.paths.home))
+        return begun
+
+    def end(self, run: str) -> None:
+        """Take it back."""
+        self._runs.end(run)
+
+    def live(self) -> list[str]:
+        """Give the ids of all."""
+        return [run_id for run_id, _ in self._runs.each()]
+
+
+def _records(state: State) -> Records:
+    from valetkey.runs.record import Records
+
+    return Records(state.paths, state.clock)
+
+
+def _as_dict(records: Records, one: Run) -> dict[str, Any]:
+    return {
+        **asdict(one),
+        "command": list(one.command),
+        "grants": list(one.grants),
+        "state": records.state(one),
+        "folder": str(records.at(one)),
+    }
+
+
+def _in_words(records: Records, one: Run) -> str:
+    state = records.state(one)
+    return f"exit {one.exit_status}" if state == "ended" and one.exit_status is not None else state
+
+
+def _line(one: Run) -> str:
+    import shlex
+
+    return shlex.join(one.command)

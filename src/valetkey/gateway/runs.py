@@ -1,0 +1,349 @@
+"""Runs as the gateway knows them: what one was granted, its placeholders, its authority. Each is a sealed document."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+from valetkey import serving
+from valetkey.access import defaults_of
+from valetkey.account_state import state_of
+from valetkey.address import is_near
+from valetkey.clock import Clock
+from valetkey.config import Paths
+from valetkey.credential import CredentialRef, Health, Secret, login_command
+from valetkey.errors import InvalidName, NotLoggedIn, RecordDamaged, UnknownRun, UsageError
+from valetkey.gateway import grants as grants_of
+from valetkey.gateway import pattern, placeholders, run_authority
+from valetkey.gateway import policy as policies
+from valetkey.gateway.decide import Grant
+from valetkey.gateway.documents import limits_in, ref_in, text_in, texts_in, time_in
+from valetkey.gateway.limits import Limits
+from valetkey.gateway.pattern import WrongPattern
+from valetkey.gateway.place import LONGEST_RUN, run_folder
+from valetkey.gateway.policy import GRANTED_ALONE, Policy, Rule
+from valetkey.inject import fill
+from valetkey.provider import AuthMethod, Sandbox
+from valetkey.providers import Catalogue
+from valetkey.store import Document, Store
+from valetkey.stores import modes
+
+__all__ = ["BegunRun", "Run", "Runs", "policy_of"]
+
+_KIND = "run"
+_EVERY = 1_000_000
+_FORMAT = 1
+_FIELDS = {
+    "format",
+    "grants",
+    "agent",
+    "policy",
+    "policy_file",
+    "allow",
+    "limits",
+    "folder",
+    "created_at",
+    "placeholders",
+    "authority_key",
+    "certificate",
+}
+# It is a folder's name, and stands in answers and traces.
+_ID = re.compile(rf"[a-z0-9][a-z0-9-]{{0,{LONGEST_RUN - 1}}}\Z")
+# With one of these a request would be refused, whatever it is.
+_DEAD = frozenset((Health.NEEDS_LOGIN, Health.EXPIRED))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A live run as it is kept. `policy` is the text of its file ("" for none), `allow` the hosts beside the grants.
+
+    `placeholders` are by account and by variable, "" for the one that stands in no variable. `folder` is where its
+    socket is. `certificate` is PEM, and so is the key.
+    """
+
+    id: str
+    grants: tuple[CredentialRef, ...]
+    agent: str | None
+    policy: str
+    policy_file: str
+    allow: tuple[str, ...]
+    limits: Limits
+    folder: Path
+    created_at: datetime
+    placeholders: Mapping[CredentialRef, Mapping[str, str]] = field(repr=False)
+    authority_key: Secret
+    certificate: str = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """What it is called in the trace and where a person decides."""
+        return f"run {self.id}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BegunRun:
+    """What a sandbox is made with.
+
+    `placeholders`: by account, then by variable; "" is the one for files. `environment`: by account, the variables that
+    its declaration wants in a sandbox, filled in. `certificate`: the PEM of the run's own authority, to be believed
+    inside. `folder`: the folder with `gateway.sock`, which is there once the gateway has looked (`serving.poke`).
+    """
+
+    id: str
+    grants: tuple[CredentialRef, ...]
+    placeholders: Mapping[CredentialRef, Mapping[str, str]] = field(repr=False)
+    environment: Mapping[CredentialRef, Mapping[str, str]] = field(repr=False)
+    certificate: str = field(repr=False)
+    folder: Path
+
+
+class Runs:
+    """The live runs of a store, by whichever process they were begun."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    def begin(
+        self,
+        *,
+        run: str,
+        grants: Sequence[CredentialRef],
+        catalogue: Catalogue,
+        environ: Mapping[str, str],
+        paths: Paths,
+        agent: str | None = None,
+        policy: str | None = None,
+        policy_file: str = "",
+        allow: Sequence[str] = (),
+        limits: Limits | None = None,
+    ) -> BegunRun:
+        """Begin a run of this id. It may use `grants` and go to the hosts of `allow` (`host`, `host:port`).
+
+        Raises: UsageError; ConfigError for the policy; NotLoggedIn, which names every account without a live login;
+        NotForThisUse, where a login is not for this agent; ProviderError, StoreError, WrongMode.
+        """
+        if not _ID.match(run):
+            raise UsageError(
+                f"{run[:40]!r} cannot be the id of a run", hint=f"use a-z, 0-9 and -, at most {LONGEST_RUN} of them"
+            )
+        if policy is not None:
+            policies.read(policy, file=policy_file)
+        policy_of("", file="", allow=allow)
+        refs = tuple(dict.fromkeys(grants))
+        granted = self._granted(refs, catalogue, environ, agent)
+        if self._store.document(_KIND, run) is not None:
+            raise UsageError(f"there is a run {run} already", hint="give it another id, or end that one first")
+        folder = run_folder(paths, environ, run)
+        for above in (paths.home, folder.parent.parent, folder.parent, folder):
+            modes.own_folder(str(above))
+        now = self._clock.now()
+        hosts = [place.text for grant in granted for place in grant.places]
+        key, certificate = run_authority.made(run, hosts, now)
+        shown, environment = self._sandboxed(refs, catalogue, environ)
+        begun = Run(
+            id=run,
+            grants=refs,
+            agent=agent,
+            policy=policy or "",
+            policy_file=policy_file,
+            allow=tuple(allow),
+            limits=limits or Limits(),
+            folder=folder,
+            created_at=now,
+            placeholders=shown,
+            authority_key=key,
+            certificate=certificate,
+        )
+        self._store.put_document(Document(kind=_KIND, id=run, title=run, body=_written(begun), updated_at=now))
+        return BegunRun(
+            id=run,
+            grants=refs,
+            placeholders=shown,
+            environment=environment,
+            certificate=certificate,
+            folder=folder,
+        )
+
+    def end(self, run: str) -> None:
+        """End it, with its placeholders and its authority; one that has ended already is no error. Raises: StoreError.
+
+        The gateway closes what it has open and takes the socket away; where none runs, this does.
+        """
+        with suppress(RecordDamaged, UnknownRun):
+            forget_socket(self.find(run).folder)
+        self._store.delete_document(_KIND, run)
+
+    def find(self, run: str) -> Run:
+        """Give the live run of this id. Raises: UnknownRun, RecordDamaged, StoreError."""
+        document = self._store.document(_KIND, run) if _ID.match(run) else None
+        if document is None:
+            raise UnknownRun(f"there is no live run {run[:LONGEST_RUN]!r}", hint="see `valetkey runs list`")
+        return _read(document)
+
+    def live(self) -> list[Run]:
+        """Give every live run that can be read, the last begun first. Raises: StoreError."""
+        return [run for _, run in self.each() if isinstance(run, Run)]
+
+    def each(self) -> Iterator[tuple[str, Run | RecordDamaged]]:
+        """Give every id and its run, in that order; in place of one that is damaged the error."""
+        for run_id, _, _ in self._store.documents(_KIND, limit=_EVERY):
+            try:
+                document = self._store.document(_KIND, run_id)
+                if document is not None:  # else it has ended in between
+                    yield run_id, _read(document)
+            except RecordDamaged as damaged:
+                yield run_id, damaged
+
+    def _granted(
+        self, refs: Sequence[CredentialRef], catalogue: Catalogue, environ: Mapping[str, str], agent: str | None
+    ) -> list[Grant]:
+        found, missing = [], []
+        for ref in refs:
+            try:
+                found.append(
+                    grants_of.grantable(
+                        ref, store=self._store, catalogue=catalogue, environ=environ, use="run", agent=agent
+                    )
+                )
+            except NotLoggedIn:
+                missing.append(ref)
+                continue
+            account = self._store.account(ref)
+            if account is not None and state_of(account, self._clock.now()).health in _DEAD:
+                missing.append(ref)
+        if missing:
+            commands = " && ".join(login_command(ref) for ref in missing)
+            raise NotLoggedIn(
+                f"the run cannot begin without a login for {', '.join(map(str, missing))}",
+                provider=missing[0].provider if len(missing) == 1 else None,
+                hint=f"run `{commands}`",
+            )
+        return found
+
+    def _sandboxed(
+        self, refs: Sequence[CredentialRef], catalogue: Catalogue, environ: Mapping[str, str]
+    ) -> tuple[dict[CredentialRef, dict[str, str]], dict[CredentialRef, dict[str, str]]]:
+        """Make placeholders, and fill in what the declarations want in a sandbox."""
+        tag = placeholders.new_tag()
+        shown: dict[CredentialRef, dict[str, str]] = {}
+        environment: dict[CredentialRef, dict[str, str]] = {}
+        for ref in refs:
+            sandbox, parameters = self._sandbox(ref, catalogue, environ)
+            shown[ref] = {"": placeholders.made(sandbox.placeholder, tag)}
+            environment[ref] = {}
+            for variable, template in sandbox.environment.items():
+                made = placeholders.made(sandbox.placeholder, tag)
+                environment[ref][variable] = fill(template, {**parameters, "placeholder": made})
+                if "{placeholder}" in template:
+                    shown[ref][variable] = made
+        return shown, environment
+
+    def _sandbox(
+        self, ref: CredentialRef, catalogue: Catalogue, environ: Mapping[str, str]
+    ) -> tuple[Sandbox, Mapping[str, str]]:
+        provider, record = catalogue.get(ref.provider), self._store.load(ref)
+        method: AuthMethod | None
+        if record is not None:
+            method, parameters = provider.method(record.credential.method), record.credential.parameters
+        else:  # its server wants no credential
+            method = next((method for method in provider.auth if method.optional), None)
+            parameters = {} if method is None else defaults_of(environ, method) or {}
+        return (method and method.sandbox) or Sandbox(), parameters
+
+
+def forget_socket(folder: Path) -> None:
+    """Take a run's socket away, and its folder."""
+    with suppress(OSError):
+        os.unlink(folder / serving.GATEWAY)
+    with suppress(OSError):
+        os.rmdir(folder)
+
+
+def policy_of(text: str, *, file: str, allow: Sequence[str]) -> Policy:
+    """Give the policy of a run: its file's, else all that is granted and no other host; then what it may go to beside.
+
+    Raises: ConfigError, UsageError.
+    """
+    base = policies.read(text, file=file) if text else GRANTED_ALONE
+    return replace(base, rules=(*base.rules, *map(_rule, allow)))
+
+
+def _rule(host: str) -> Rule:
+    """Give the rule that opens a host to a run. Raises: UsageError."""
+    try:
+        if "/" in host:
+            raise WrongPattern("has a path", hint="write a host, or host:port; paths are for a policy")
+        found = pattern.read(f"* {host}/**", host_needed=True)
+    except WrongPattern as wrong:
+        raise UsageError(f"--allow {host[:60]!r} {wrong.message}", hint=wrong.hint) from None
+    name = re.sub(r":(\d+|\*)\Z", "", host).strip("[]").lower()
+    if "*" not in name and is_near(name):
+        raise UsageError(
+            f"--allow {host[:60]!r} is on this machine or a private network, which no run may go to",
+            hint="grant an account that is for this address: `valetkey providers add --help`",
+        )
+    return Rule(verdict="allow", pattern=found, place="--allow", name="allow")
+
+
+# --- as it is kept ---------------------------------------------------------------------------
+
+
+def _written(run: Run) -> str:
+    return json.dumps(
+        {
+            "format": _FORMAT,
+            "grants": [str(ref) for ref in run.grants],
+            "agent": run.agent,
+            "policy": run.policy,
+            "policy_file": run.policy_file,
+            "allow": list(run.allow),
+            "limits": asdict(run.limits),
+            "folder": str(run.folder),
+            "created_at": run.created_at.isoformat(),
+            "placeholders": {str(ref): dict(texts) for ref, texts in run.placeholders.items()},
+            "authority_key": run.authority_key.reveal(),
+            "certificate": run.certificate,
+        }
+    )
+
+
+def _read(document: Document) -> Run:
+    """Read what `_written` gave, and nothing else. Raises: RecordDamaged."""
+    try:
+        value = json.loads(document.body)
+        if not isinstance(value, dict) or set(value) != _FIELDS or value["format"] != _FORMAT:
+            raise ValueError
+        created_at = time_in(value["created_at"])
+        if created_at is None:
+            raise ValueError
+        return Run(
+            id=document.id,
+            grants=tuple(map(ref_in, texts_in(value["grants"]))),
+            agent=None if value["agent"] is None else text_in(value["agent"]),
+            policy=text_in(value["policy"]),
+            policy_file=text_in(value["policy_file"]),
+            allow=texts_in(value["allow"]),
+            limits=limits_in(value["limits"]),
+            folder=Path(text_in(value["folder"])),
+            created_at=created_at,
+            placeholders=_placeholders(value["placeholders"]),
+            authority_key=Secret(text_in(value["authority_key"])),
+            certificate=text_in(value["certificate"]),
+        )
+    except (ValueError, TypeError, KeyError, RecursionError, InvalidName):
+        raise RecordDamaged(
+            f"the run {document.id} cannot be read", hint="update Valetkey, or end it: `valetkey runs stop`"
+        ) from None
+
+
+def _placeholders(value: object) -> dict[CredentialRef, dict[str, str]]:
+    if not isinstance(value, dict) or not all(isinstance(texts, dict) for texts in value.values()):
+        raise ValueError
+    return {ref_in(ref): {name: text_in(text) for name, text in texts.items()} for ref, texts in value.items()}

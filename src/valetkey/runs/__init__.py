@@ -1,0 +1,1 @@
+"""Runs: a command in a sandbox that holds no credential, from its start to what is kept of it."""

@@ -1,0 +1,46 @@
+"""What a run's command finds in its environment and files: the way out, whom to believe, placeholders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from valetkey.sandbox import AGENT_HOME, PROXY_PORT
+
+__all__ = ["ADDRESS", "BUNDLE", "CERTIFICATE", "PATH", "environment", "files"]
+
+# All that comes there is passed on to the run's gateway.
+ADDRESS = f"http://127.0.0.1:{PROXY_PORT}"
+CERTIFICATE, BUNDLE = "/etc/valetkey/ca.pem", "/etc/valetkey/ca-bundle.pem"
+# What they would say of this machine and person is nothing that a credential hangs on.
+_KEPT = ("TERM", "COLORTERM", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "NO_COLOR")
+PATH = "/usr/local/bin:/usr/bin:/bin"
+# Programs that read a bundle of authorities in place of the system's.
+_BUNDLE_VARIABLES = (
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    "AWS_CA_BUNDLE",
+    "CODEX_CA_CERTIFICATE",
+)
+
+
+def environment(
+    host: Mapping[str, str], *, placeholders: Mapping[str, str], asked: Mapping[str, str]
+) -> dict[str, str]:
+    """Give all variables of a run: none of the host's but a few of its terminal and language.
+
+    `placeholders` stand where credentials would. `asked` are those that the person named; they win over all but the
+    way out.
+    """
+    ours = {name: host[name] for name in _KEPT if name in host}
+    ours |= {"PATH": PATH, "HOME": AGENT_HOME, "USER": "agent", "LOGNAME": "agent", "SHELL": "/bin/sh"}
+    ours |= {**placeholders, **asked}
+    ours |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), ADDRESS)
+    ours |= dict.fromkeys(("NO_PROXY", "no_proxy"), "localhost,127.0.0.1")
+    return ours | dict.fromkeys(_BUNDLE_VARIABLES, BUNDLE) | {"NODE_EXTRA_CA_CERTS": CERTIFICATE}
+
+
+def files(certificate: bytes, system: bytes) -> dict[str, bytes]:
+    """Give the files that those variables name: the run's authority alone, and with the system's."""
+    return {CERTIFICATE: certificate, BUNDLE: system.rstrip() + b"\n" + certificate}

@@ -1,0 +1,166 @@
+"""Makes a run ready: from what a person asked for to the order for its parent. It knows no provider and no agent."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from valetkey.audit.recorder import Audit, person
+from valetkey.credential import CredentialRef
+from valetkey.providers import Catalogue
+from valetkey.runs.environment import PATH, environment, files
+from valetkey.runs.order import Order
+from valetkey.runs.record import Records, Run
+from valetkey.sandbox import Limits, Mount, Sandbox, Spec
+from valetkey.stores.locks import FileLock
+
+__all__ = ["Begun", "Granting", "Ready", "Wanted", "missing_tools", "ready", "sweep"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a person asked for. `policy` is a text, `allow` are hosts, `variables` go in as they are."""
+
+    command: tuple[str, ...]
+    grants: tuple[CredentialRef, ...]
+    workspace: Path
+    read_only: bool = False
+    mounts: tuple[Mount, ...] = ()
+    allow: tuple[str, ...] = ()
+    policy: str | None = None
+    policy_file: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    agent: str | None = None
+
+
+class Begun(Protocol):
+    """A run as the gateway knows it."""
+
+    @property
+    def environment(self) -> Mapping[CredentialRef, Mapping[str, str]]:
+        """The variables that each account wants inside, with placeholders where credentials would stand."""
+        ...
+
+    @property
+    def certificate(self) -> str:
+        """The run's own authority, as PEM."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """The folder in which the gateway's socket for it lies."""
+        ...
+
+
+class Granting(Protocol):
+    """The gateway's side of a run."""
+
+    def begin(self, run: str, wanted: Wanted) -> Begun:
+        """Grant it what is wanted. Raises: NotLoggedIn, which names all that is missing; ConfigError for the policy."""
+        ...
+
+    def end(self, run: str) -> None:
+        """Take back what it was granted."""
+        ...
+
+    def live(self) -> Sequence[str]:
+        """Give the ids of all that are granted something."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A run that can be started. Its lock is held: whoever becomes its parent takes that over."""
+
+    run: Run
+    lock: FileLock
+    order: Order
+
+
+def ready(
+    wanted: Wanted,
+    *,
+    granting: Granting,
+    records: Records,
+    audit: Audit,
+    sandbox: Sandbox,
+    home: Path,
+    system_bundle: bytes,
+    environ: Mapping[str, str],
+) -> Ready:
+    """Grant, record and write the order; what was begun is taken back where anything fails.
+
+    Raises: SandboxUnavailable, AuditUnwritable, and what `Granting.begin` and `Records.create` raise.
+    """
+    sandbox.check()
+    run, lock = records.create(
+        wanted.command,
+        grants=tuple(str(ref) for ref in wanted.grants),
+        workspace=wanted.workspace,
+        sandbox=sandbox.id,
+        agent=wanted.agent,
+    )
+    with _taken_back(run, records, granting, lock):
+        begun = granting.begin(run.id, wanted)
+        placeholders: dict[str, str] = {}
+        # The account that was granted first has the variable that two of them share.
+        for ref in wanted.grants:
+            placeholders = dict(begun.environment.get(ref, {})) | placeholders
+        spec = Spec(
+            command=wanted.command,
+            workspace=wanted.workspace,
+            workspace_read_only=wanted.read_only,
+            home=records.home(run),
+            gateway=begun.folder,
+            environment=environment(environ, placeholders=placeholders, asked=wanted.variables),
+            files=files(begun.certificate.encode(), system_bundle),
+            mounts=wanted.mounts,
+            limits=wanted.limits,
+        )
+        told = {"by": person(), "program": run.command[0], "grants": list(run.grants), "workspace": run.workspace}
+        audit.append("run-started", who=f"run:{run.id}", detail=told)
+        order = Order(run=run.id, folder=records.at(run), home=home, sandbox=sandbox.id, spec=spec)
+    return Ready(run=run, lock=lock, order=order)
+
+
+@contextlib.contextmanager
+def _taken_back(run: Run, records: Records, granting: Granting, lock: FileLock) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        granting.end(run.id)
+        lock.release()
+        shutil.rmtree(records.at(run))
+        raise
+
+
+def sweep(records: Records, granting: Granting, audit: Audit) -> list[Run]:
+    """Take back what runs had whose parent was killed, and give them: nobody else could."""
+    for run_id in granting.live():
+        if not records.is_alive(run_id):
+            granting.end(run_id)
+    lost = [run for run in records.all() if records.state(run) == "lost"]
+    for run in lost:
+        records.end(run, None)
+        audit.tell("run-stopped", who=f"run:{run.id}", detail={"lost": "its parent was killed"})
+    return lost
+
+
+def missing_tools(
+    wanted: Wanted,
+    catalogue: Catalogue,
+    *,
+    which: Callable[[str], str | None] = lambda name: shutil.which(name, path=PATH),
+) -> Sequence[tuple[str, str]]:
+    """Give the programs that a grant is mostly for and that the sandbox will not have, each with its provider."""
+    found = []
+    for provider in dict.fromkeys(ref.provider for ref in wanted.grants):
+        tools = catalogue.get(provider).tools
+        if tools and all(which(tool) is None for tool in tools):
+            found += [(provider, tool) for tool in tools]
+    return found

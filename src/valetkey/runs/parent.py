@@ -1,0 +1,160 @@
+"""The process that is a run's parent: starts the sandbox, keeps what it says, writes how it ended.
+
+The command turns into it (exec), so that it is small, owns the terminal, and lives on whatever happens to the gateway.
+While it lives it holds the run's lock; once nobody does, the gateway takes back what the run was granted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from types import FrameType
+from typing import BinaryIO, NoReturn
+
+from valetkey.audit.recorder import Audit
+from valetkey.clock import SystemClock
+from valetkey.config import Paths
+from valetkey.errors import ValetkeyError
+from valetkey.runs.order import Order
+from valetkey.runs.record import OUTPUT, Records, read, save
+from valetkey.sandbox import Sandbox, Started
+from valetkey.sandboxes import sandbox_for
+
+__all__ = ["become", "main", "watch"]
+
+# What is told to end gets so long, in seconds, before it is killed.
+_END_SECONDS = 5.0
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_PIECE = 65536
+_NOT_STARTED = 125
+
+
+def become(order: Order, lock: int) -> NoReturn:
+    """Turn this process into the parent of a run. `lock` is what `FileLock.outlive` gave for the run's lock."""
+    with tempfile.TemporaryFile() as written:
+        written.write(order.as_json().encode())
+        written.seek(0)
+        os.set_inheritable(written.fileno(), True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # `-P`: no module is taken from the folder that we happen to be in.
+        argv = [sys.executable, "-P", "-m", "valetkey.runs.parent", str(written.fileno()), str(lock)]
+        os.execv(sys.executable, argv)  # noqa: S606 - our own module
+
+
+def main(argv: Sequence[str]) -> int:
+    """Read the order and see to the run."""
+    with open(int(argv[0]), "rb") as file:
+        order = Order.from_json(file.read().decode())
+    os.set_inheritable(int(argv[1]), False)
+    return watch(order, sandbox_for(order.sandbox))
+
+
+def watch(order: Order, sandbox: Sandbox) -> int:
+    """Run it to its end, and give the command's exit status; 125 where it could not be started."""
+    paths, clock = Paths(home=order.home), SystemClock()
+    records = Records(paths, clock)
+    run = replace(read(order.folder), pid=os.getpid())
+    save(order.folder, run)
+    try:
+        status = _run(order, sandbox)
+    except (ValetkeyError, OSError) as error:
+        _say(error)
+        status = _NOT_STARTED
+    with suppress(OSError, ValetkeyError):  # its folder may be gone, the disk full: the status counts all the same
+        records.end(run, status)
+    Audit(paths, clock).tell("run-stopped", who=f"run:{run.id}", detail={"exit_status": status})
+    return status
+
+
+def _run(order: Order, sandbox: Sandbox) -> int:
+    path = order.folder / OUTPUT
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab", buffering=0) as log:
+        if os.isatty(0) and os.isatty(1):
+            from valetkey.sandboxes.terminal import run_on_terminal
+
+            return run_on_terminal(sandbox, order.spec, terminal=0, record=_Kept(log).write)
+        return _in_pipes(order, sandbox, _Kept(log))
+
+
+class _Kept:
+    """Keeps what is said until that cannot be kept any more: the command goes on all the same."""
+
+    def __init__(self, log: BinaryIO) -> None:
+        self._log: BinaryIO | None = log
+
+    def write(self, data: bytes) -> None:
+        """Keep it. For any thread: the file is opened to append."""
+        if self._log is not None:
+            try:
+                self._log.write(data)
+            except OSError as error:
+                self._log = None
+                _say(error)
+
+
+def _in_pipes(order: Order, sandbox: Sandbox, log: _Kept) -> int:
+    out, out_side = os.pipe()
+    err, err_side = os.pipe()
+    try:
+        started = sandbox.start(order.spec, stdin=0, stdout=out_side, stderr=err_side)
+    finally:
+        os.close(out_side)
+        os.close(err_side)
+    _hand_on_signals(started)
+    copiers = [threading.Thread(target=_copy, args=pair) for pair in ((out, 1, log), (err, 2, log))]
+    for copier in copiers:
+        copier.start()
+    status = started.wait()
+    for copier in copiers:
+        copier.join()
+    if started.overrun is not None:
+        _tell(f"the run was ended: it had reached its limit of {started.overrun}")
+    return status
+
+
+def _copy(source: int, target: int, log: _Kept) -> None:
+    """Copy until the end. Whoever reads us may have gone: the command goes on all the same."""
+    there = True
+    while data := os.read(source, _PIECE):
+        log.write(data)
+        view = memoryview(data)
+        while there and view:
+            try:
+                view = view[os.write(target, view) :]
+            except OSError:
+                there = False
+    os.close(source)
+
+
+def _hand_on_signals(started: Started) -> None:
+    ending = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        if not ending.is_set():
+            ending.set()
+            threading.Thread(target=started.stop, args=(_END_SECONDS,), daemon=True).start()
+
+    for number in _ENDING:
+        signal.signal(number, end)
+
+
+def _say(error: Exception) -> None:
+    hint = f"\nvaletkey: hint: {error.hint}" if isinstance(error, ValetkeyError) else ""
+    message = error.message if isinstance(error, ValetkeyError) else (getattr(error, "strerror", None) or str(error))
+    _tell(f"error: {message}{hint}")
+
+
+def _tell(text: str) -> None:
+    with suppress(OSError):
+        os.write(2, f"valetkey: {text}\n".encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

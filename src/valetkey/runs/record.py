@@ -1,0 +1,177 @@
+"""What is kept of a run: `runs/<id>/` with run.json, output.log, and the home that it had.
+
+A run lives as long as somebody holds the lock of its folder: the process that is its parent does, whatever else dies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from valetkey.clock import Clock, written
+from valetkey.config import Paths
+from valetkey.errors import RecordDamaged, RunGoesOn, UnknownRun
+from valetkey.stores import modes
+from valetkey.stores.locks import FileLock, try_lock_file
+
+__all__ = ["HOME", "OUTPUT", "RECORD", "Records", "Run", "State", "read", "save"]
+
+RECORD, OUTPUT, HOME = "run.json", "output.log", "home"
+State = Literal["running", "ended", "lost"]
+_FORMAT = 1
+_ID = re.compile(r"[0-9a-f]{12}\Z")
+_SHORTEST_PREFIX = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run as it is kept. `grants` are `provider@account`; `exit_status` is None where nobody saw its end.
+
+    `pid` is the process that is its parent. `home_of` is the run whose home it went on with.
+    """
+
+    id: str
+    command: tuple[str, ...]
+    grants: tuple[str, ...]
+    workspace: str
+    sandbox: str
+    created_at: datetime
+    agent: str | None = None
+    home_of: str | None = None
+    pid: int | None = None
+    ended_at: datetime | None = None
+    exit_status: int | None = None
+
+
+class Records:
+    """The runs of one home, by whichever process they were made."""
+
+    def __init__(self, paths: Paths, clock: Clock) -> None:
+        self.folder = paths.runs
+        self._paths = paths
+        self._clock = clock
+
+    def create(
+        self,
+        command: tuple[str, ...],
+        *,
+        grants: tuple[str, ...],
+        workspace: Path,
+        sandbox: str,
+        agent: str | None = None,
+    ) -> tuple[Run, FileLock]:
+        """Make a record with its folder, 0700, and hold its lock. Raises: WrongMode, StoreUnwritable."""
+        for folder in (self._paths.home, self.folder):
+            modes.own_folder(str(folder))
+        while (at := self.folder / (run_id := secrets.token_hex(6))).exists():
+            pass
+        modes.own_folder(str(at))
+        lock = try_lock_file(self._paths.run_lock(run_id))
+        assert lock is not None  # noqa: S101 - nobody else knows the folder yet
+        modes.own_folder(str(at / HOME))
+        run = Run(
+            id=run_id,
+            command=command,
+            grants=grants,
+            workspace=str(workspace),
+            sandbox=sandbox,
+            created_at=self._clock.now(),
+            agent=agent,
+        )
+        save(at, run)
+        return run, lock
+
+    def at(self, run: Run) -> Path:
+        """Give the folder of a run."""
+        return self.folder / run.id
+
+    def home(self, run: Run) -> Path:
+        """Give the home that the run has: its own, or that of the run which it goes on with."""
+        return self.folder / (run.home_of or run.id) / HOME
+
+    def all(self) -> list[Run]:
+        """Give every run that can be read, the last begun first."""
+        found = []
+        with suppress(FileNotFoundError):
+            for entry in os.scandir(self.folder):
+                if _ID.match(entry.name):
+                    with suppress(RecordDamaged, FileNotFoundError):
+                        found.append(read(self.folder / entry.name))
+        return sorted(found, key=lambda run: run.created_at, reverse=True)
+
+    def find(self, id: str) -> Run:
+        """Give a run by its id, or the beginning of it. Raises: UnknownRun, RecordDamaged."""
+        if _ID.match(id) and (self.folder / id / RECORD).exists():
+            return read(self.folder / id)
+        found = [run for run in self.all() if len(id) >= _SHORTEST_PREFIX and run.id.startswith(id)]
+        if len(found) != 1:
+            which = "more than one run begins with" if found else "there is no run"
+            raise UnknownRun(f"{which} {id[:40]!r}", hint="see `valetkey runs list`")
+        return found[0]
+
+    def state(self, run: Run) -> State:
+        """Say how it is: one whose parent died before it could write the end is lost."""
+        if run.ended_at is not None:
+            return "ended"
+        return "running" if self.is_alive(run.id) else "lost"
+
+    def is_alive(self, id: str) -> bool:
+        """Say whether the parent of this run lives."""
+        return modes.is_locked(str(self._paths.run_lock(id)))
+
+    def end(self, run: Run, exit_status: int | None) -> Run:
+        """Write that it has ended."""
+        run = replace(run, ended_at=self._clock.now(), exit_status=exit_status)
+        save(self.at(run), run)
+        return run
+
+    def remove(self, run: Run) -> None:
+        """Remove all of it. Raises: RunGoesOn; RunGoesOn too where another run lives in its home."""
+        for other in self.all():
+            if run.id in (other.id, other.home_of) and self.state(other) == "running":
+                raise RunGoesOn(f"the run {other.id} goes on", hint=f"run `valetkey runs stop {other.id}` first")
+        shutil.rmtree(self.at(run))
+
+
+def save(folder: Path, run: Run) -> None:
+    """Write run.json, whole or not at all. Raises: StoreUnwritable."""
+    path, fresh = folder / RECORD, folder / f"{RECORD}.{os.getpid()}"
+    times = {
+        name: written(value) if value else None
+        for name in ("created_at", "ended_at")
+        for value in (getattr(run, name),)
+    }
+    with suppress(FileNotFoundError):
+        os.unlink(fresh)
+    modes.create_file(str(fresh), json.dumps({"format": _FORMAT, **asdict(run), **times}, indent=1).encode() + b"\n")
+    os.replace(fresh, path)
+
+
+def read(folder: Path) -> Run:
+    """Read run.json. Raises: RecordDamaged, FileNotFoundError."""
+    content = (folder / RECORD).read_bytes()
+    try:
+        found = json.loads(content)
+        if found.pop("format") != _FORMAT:
+            raise ValueError
+        return Run(
+            **found
+            | {"command": tuple(found["command"]), "grants": tuple(found["grants"])}
+            | {name: _time(found, name) for name in ("created_at", "ended_at")}
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise RecordDamaged(f"{folder / RECORD} cannot be read", hint="update Valetkey, or remove the folder") from None
+
+
+def _time(found: Mapping[str, str | None], name: str) -> datetime | None:
+    value = found[name]
+    return None if value is None else datetime.fromisoformat(value)

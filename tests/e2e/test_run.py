@@ -1,0 +1,232 @@
+"""`valetkey run` and `runs`: a real sandbox, the real gateway, and no credential inside."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from tests.support.command_line import ORDINARY, CommandLine
+from tests.support.gateway_process import declare, end, kill, until
+from tests.support.local_server import Answer, LocalServer, Received
+
+DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
+# Of the form of a key, and made at run time.
+KEY = "sk-" + "canary" + os.urandom(12).hex()
+
+
+@pytest.fixture
+def line() -> Iterator[CommandLine]:
+    # Its path is short, so that sockets are in it.
+    with tempfile.TemporaryDirectory(prefix="vk") as folder:
+        (home := Path(folder, "home")).mkdir(mode=0o700)
+        line = CommandLine(home=home, through=ORDINARY)
+        yield line
+        end(line)
+
+
+@pytest.fixture
+def server() -> Iterator[LocalServer]:
+    def respond(request: Received) -> Answer:
+        return Answer(headers={"content-type": "text/plain"}, body=b"served")
+
+    with LocalServer(respond) as running:
+        yield running
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    return folder
+
+
+def socket_of(line: CommandLine, run: str) -> Path:
+    return line.home / "run" / "runs" / run / "gateway.sock"
+
+
+def forms(secret: str) -> list[str]:
+    raw = base64.b64encode(secret.encode()).decode()
+    return [secret, raw.rstrip("="), quote(secret, safe=""), secret[::-1]]
+
+
+def test_a_command_asks_through_the_gateway_and_has_no_credential(
+    line: CommandLine, server: LocalServer, workspace: Path
+) -> None:
+    declare(line, server.url, key=KEY)
+    script = (
+        "curl -sS http://127.0.0.1:3128/acme/hello; echo; env; cat /proc/*/environ /proc/*/cmdline | tr '\\0' '\\n'"
+    )
+    done = line("run", "--grant", "acme", "--workspace", str(workspace), "--", "sh", "-c", script)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.startswith("served\n")
+    (request,) = server.calls("/hello")
+    assert request.headers["authorization"] == f"Bearer {KEY}"
+    assert not [form for form in forms(KEY) if form in done.out]
+    assert "ACME" not in done.out or KEY not in done.out
+    for path in line.home.rglob("*"):
+        if path.is_file() and "runs" in path.parts:
+            assert KEY.encode() not in path.read_bytes()
+    (kept,) = line("runs", "list", "--json").json["runs"]
+    assert (kept["state"], kept["exit_status"], kept["grants"]) == ("ended", 0, ["acme@default"])
+    assert line("runs", "logs", kept["id"]).out == done.out
+    assert "sh -c" in line("runs", "show", kept["id"]).out
+    entries = line("audit", "show", "--client", f"run:{kept['id']}", "--json").json["entries"]
+    told = [(entry["kind"], entry["account"]) for entry in entries]
+    assert told == [("run-started", ""), ("use", "acme@default"), ("run-stopped", "")]
+    assert entries[-1]["detail"] == {"exit_status": 0}
+    assert KEY not in json.dumps(entries)
+
+
+def test_the_status_and_the_streams_are_the_commands_own(line: CommandLine, workspace: Path) -> None:
+    script = "read x; echo out $x; echo err >&2; pwd > made; exit 7"
+    done = line("run", "--workspace", str(workspace), "--", "sh", "-c", script, stdin="word\n")
+    assert (done.status, done.out, done.err) == (7, "out word\n", "err\n")
+    assert (workspace / "made").read_text() == "/workspace\n"
+
+
+def test_all_missing_logins_are_named_at_once_and_nothing_is_left(
+    line: CommandLine, server: LocalServer, workspace: Path
+) -> None:
+    done = line(
+        "run", "--grant", "openai", "--grant", "mistral", "--workspace", str(workspace), "--", "touch", "started"
+    )
+    assert done.status == 3
+    assert "openai@default" in done.err
+    assert "mistral@default" in done.err
+    assert "valetkey login openai" in done.err
+    assert list(workspace.iterdir()) == []
+    assert line("runs", "list", "--json").json == {"runs": []}
+
+
+def test_once_a_run_has_ended_its_socket_is_gone(line: CommandLine, server: LocalServer, workspace: Path) -> None:
+    declare(line, server.url, key=KEY)
+    process = started(line, workspace, "--grant", "acme")
+    (kept,) = line("runs", "list", "--json").json["runs"]
+    assert socket_of(line, kept["id"]).exists()
+    assert line("runs", "stop", kept["id"]).status == 0
+    ended(process)
+    until(lambda: not socket_of(line, kept["id"]).exists())
+
+
+def started(line: CommandLine, workspace: Path, *words: str) -> subprocess.Popen[bytes]:
+    """Start a run that says a line when it is up, and goes on."""
+    process = subprocess.Popen(
+        [*line.through, sys.executable, "-m", "valetkey", "run", *words, "--workspace", str(workspace), "--",
+         "sh", "-c", "echo up; while true; do sleep 1; done"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=line.environ,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    return process
+
+
+def ended(process: subprocess.Popen[bytes]) -> int:
+    with process:
+        return process.wait(20)
+
+
+def test_what_is_kept_is_told_in_the_shapes_that_are_documented(line: CommandLine, workspace: Path) -> None:
+    assert line("run", "--workspace", str(workspace), "--", "echo", "said").status == 0
+    (kept,) = line("runs", "list", "--json").json["runs"]
+    promised = dict(re.findall(r"### `(runs \w+)`.*?^JSON: `\{(.+?)\}`", DOCS.read_text(), re.DOTALL | re.MULTILINE))
+    assert f"`runs` each `{{{', '.join(kept)}}}`" in DOCS.read_text()
+    for word in ("show", "logs", "stop", "remove"):
+        done = line("runs", word, kept["id"][:8], "--json")
+        assert ", ".join(done.json) == promised[f"runs {word}"]
+
+
+def test_stop_ends_a_run_and_remove_removes_it(line: CommandLine, workspace: Path) -> None:
+    process = started(line, workspace)
+    (kept,) = line("runs", "list", "--json").json["runs"]
+    assert kept["state"] == "running"
+    refused = line("runs", "remove", kept["id"])
+    assert (refused.status, "runs stop" in refused.err) == (1, True)
+    assert line("runs", "stop", kept["id"]).status == 0
+    assert ended(process) == 143
+    assert line("runs", "list", "--json").json["runs"][0]["state"] == "ended"
+    assert line("runs", "remove", kept["id"]).status == 0
+    assert list((line.home / "runs").iterdir()) == []
+
+
+def test_a_run_whose_parent_is_killed_is_lost_at_once_and_has_nothing_any_more(
+    line: CommandLine, server: LocalServer, workspace: Path
+) -> None:
+    declare(line, server.url, key=KEY)
+    process = started(line, workspace, "--grant", "acme")
+    (kept,) = line("runs", "list", "--json").json["runs"]
+    assert socket_of(line, kept["id"]).exists()
+    process.send_signal(signal.SIGKILL)
+    assert ended(process) == -signal.SIGKILL
+    assert line("runs", "list", "--json").json["runs"][0]["state"] == "lost"
+    until(lambda: not socket_of(line, kept["id"]).exists())
+    done = line("run", "--workspace", str(workspace), "--", "true")
+    assert (done.status, kept["id"] in done.err) == (0, True)
+    assert [one["state"] for one in line("runs", "list", "--json").json["runs"]] == ["ended", "ended"]
+
+
+def test_a_run_goes_on_when_the_gateway_is_killed_and_asks_the_next_one(
+    line: CommandLine, server: LocalServer, workspace: Path
+) -> None:
+    declare(line, server.url, key=KEY)
+    script = (
+        "echo up; read x; curl -sS http://127.0.0.1:3128/acme/dead; echo $?;"
+        " read x; curl -sS http://127.0.0.1:3128/acme/alive; echo; "
+    )
+    words = ["run", "--grant", "acme", "--workspace", str(workspace), "--", "sh", "-c", script]
+    process = subprocess.Popen(
+        [*line.through, sys.executable, "-m", "valetkey", *words],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=line.environ, bufsize=0,
+    )  # fmt: skip
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        kill(line)
+        process.stdin.write(b"\n")
+        assert process.stdout.readline().strip() not in (b"", b"0"), "nothing is let through meanwhile"
+        assert line("up").status == 0
+        process.stdin.write(b"\n")
+        assert process.stdout.read() == b"served\n"
+    assert process.returncode == 0
+    assert server.calls("/dead") == []
+    assert json.loads((next((line.home / "runs").iterdir()) / "run.json").read_text())["exit_status"] == 0
+
+
+def test_on_a_terminal_it_has_one_of_its_own(line: CommandLine, workspace: Path) -> None:
+    with line.terminal("run", "--workspace", str(workspace), "--", "sh") as terminal:
+        terminal.expect("$ ")
+        terminal.resize(30, 90)
+        terminal.send("echo $$; until stty size | grep '^30 90'; do :; done\n")
+        terminal.expect("30 90\r\n")
+        terminal.send("echo sl''eeps; sleep 100\n")
+        terminal.expect("sleeps")
+        terminal.send("\x03")
+        terminal.expect("$ ")
+        terminal.send("echo in''terrupted\n")
+        terminal.expect("interrupted")
+        terminal.send("exit 3\n")
+        assert terminal.end() == 3
+    (kept,) = line("runs", "list", "--json").json["runs"]
+    assert "interrupted" in line("runs", "logs", kept["id"]).out
+
+
+def test_words_that_are_no_command_hint_at_ask(line: CommandLine, workspace: Path) -> None:
+    done = line("run", "--workspace", str(workspace), "what is this")
+    assert (done.status, "valetkey ask" in done.err) == (2, True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can try to be root")
+def test_root_is_told_to_be_somebody_else(home: Path, workspace: Path) -> None:
+    done = CommandLine(home=home)("run", "--workspace", str(workspace), "--", "true")
+    assert (done.status, "sudo -u" in done.err) == (1, True)

@@ -1,0 +1,250 @@
+"""Runs with a sandbox that holds nothing back and a gateway that is none: records, order, parent, sweep."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.support.clock import FakeClock
+from tests.support.plain_sandbox import PlainSandbox
+from valetkey.audit.recorder import Audit
+from valetkey.config import Paths
+from valetkey.credential import CredentialRef
+from valetkey.errors import AuditUnwritable, NotLoggedIn, RecordDamaged, RunGoesOn, UnknownRun
+from valetkey.runs import record
+from valetkey.runs.launch import Ready, Wanted, missing_tools, ready, sweep
+from valetkey.runs.order import Order
+from valetkey.runs.parent import watch
+from valetkey.runs.record import Records
+from valetkey.sandbox import Limits, Mount
+from valetkey.stores.locks import try_lock_file
+
+ACME, WORK = CredentialRef(provider="acme", account="default"), CredentialRef(provider="acme", account="work")
+CERTIFICATE = b"-----BEGIN CERTIFICATE-----\nours\n-----END CERTIFICATE-----\n"
+
+
+@dataclass
+class Begun:
+    environment: Mapping[CredentialRef, Mapping[str, str]]
+    folder: Path
+    certificate: str = CERTIFICATE.decode()
+
+
+@dataclass
+class Granting:
+    """Grants everything but what is `missing`, and keeps which runs there are."""
+
+    at: Path
+    missing: tuple[CredentialRef, ...] = ()
+    granted: list[str] = field(default_factory=list)
+
+    def begin(self, run: str, wanted: Wanted) -> Begun:
+        self.granted.append(run)
+        lacking = [str(ref) for ref in wanted.grants if ref in self.missing]
+        if lacking:
+            raise NotLoggedIn(f"no credential is stored for {', '.join(lacking)}", hint="run `valetkey login acme`")
+        return Begun({ref: {"ACME_KEY": f"placeholder-of-{ref.account}"} for ref in wanted.grants}, self.at / run)
+
+    def end(self, run: str) -> None:
+        if run in self.granted:
+            self.granted.remove(run)
+
+    def live(self) -> list[str]:
+        return list(self.granted)
+
+
+class Place:
+    """A home with its records, a gateway's side and a sandbox."""
+
+    def __init__(self, folder: Path, clock: FakeClock) -> None:
+        self.paths = Paths(home=folder / "home")
+        self.records = Records(self.paths, clock)
+        self.audit = Audit(self.paths, clock)
+        self.granting = Granting(folder / "sockets")
+        self.sandbox = PlainSandbox()
+        self.workspace = folder / "workspace"
+        self.workspace.mkdir()
+
+    def ready(self, *command: str, grants: tuple[CredentialRef, ...] = (ACME,), **more: object) -> Ready:
+        return ready(
+            Wanted(command=command, grants=grants, workspace=self.workspace, **more),  # type: ignore[arg-type]  # any of its fields
+            granting=self.granting,
+            records=self.records,
+            audit=self.audit,
+            sandbox=self.sandbox,
+            home=self.paths.home,
+            system_bundle=b"system\n",
+            environ={"TERM": "xterm", "ACME_KEY": "canary", "SSH_AUTH_SOCK": "/run/agent"},
+        )
+
+
+@pytest.fixture
+def place(tmp_path: Path, clock: FakeClock) -> Place:
+    return Place(tmp_path, clock)
+
+
+# --- what is kept ----------------------------------------------------------------------------
+
+
+def test_a_record_is_read_as_it_was_written(place: Place, clock: FakeClock) -> None:
+    made = place.ready("sh", "-c", "a b", grants=(ACME, WORK))
+    assert place.records.find(made.run.id) == made.run
+    assert place.records.find(made.run.id[:6]) == made.run
+    assert place.records.state(made.run) == "running"
+    clock.advance(5)
+    ended = place.records.end(made.run, 3)
+    made.lock.release()
+    assert place.records.all() == [ended]
+    assert (ended.exit_status, ended.ended_at, place.records.state(ended)) == (3, clock.now(), "ended")
+
+
+def test_folders_and_files_of_a_run_are_for_nobody_else(place: Place) -> None:
+    before = os.umask(0)
+    try:
+        made = place.ready("true")
+    finally:
+        os.umask(before)
+    at = place.records.at(made.run)
+    modes = {path.relative_to(at.parent).name: stat.S_IMODE(path.stat().st_mode) for path in (at, *at.rglob("*"))}
+    assert modes == {made.run.id: 0o700, "run.json": 0o600, "lock": 0o600, "home": 0o700}
+
+
+def test_a_run_that_is_not_there_or_not_clear_is_told(place: Place) -> None:
+    with pytest.raises(UnknownRun, match="there is no run 'abc'"):
+        place.records.find("abc")
+    run = place.ready("true").run
+    with pytest.raises(UnknownRun, match="there is no run"):
+        place.records.find(run.id[:3])
+    with pytest.raises(UnknownRun):
+        place.records.find("../../etc")
+
+
+def test_a_record_that_cannot_be_read_is_told_and_left(place: Place) -> None:
+    run = place.ready("true").run
+    path = place.records.at(run) / record.RECORD
+    path.write_text("{")
+    with pytest.raises(RecordDamaged):
+        place.records.find(run.id)
+    assert place.records.all() == []
+    assert path.read_text() == "{"
+
+
+def test_a_run_that_goes_on_is_not_removed_and_one_that_has_ended_is(place: Place) -> None:
+    made = place.ready("true")
+    with pytest.raises(RunGoesOn):
+        place.records.remove(made.run)
+    made.lock.release()
+    place.records.remove(made.run)
+    assert list(place.records.folder.iterdir()) == []
+
+
+# --- making it ready -------------------------------------------------------------------------
+
+
+def test_the_order_has_placeholders_the_way_out_and_nothing_of_the_host(place: Place) -> None:
+    order = place.ready("true", grants=(WORK, ACME), variables={"MINE": "1", "HTTPS_PROXY": "http://elsewhere"}).order
+    environment = order.spec.environment
+    assert environment["ACME_KEY"] == "placeholder-of-work", "the account that was granted first"
+    assert environment["HTTPS_PROXY"] == environment["http_proxy"] == "http://127.0.0.1:3128"
+    assert environment["MINE"] == "1"
+    assert environment["TERM"] == "xterm"
+    assert "SSH_AUTH_SOCK" not in environment
+    assert "canary" not in order.as_json()
+    assert order.spec.files["/etc/valetkey/ca.pem"] == CERTIFICATE
+    assert order.spec.files["/etc/valetkey/ca-bundle.pem"] == b"system\n" + CERTIFICATE
+    assert environment["SSL_CERT_FILE"] == "/etc/valetkey/ca-bundle.pem"
+    assert order.spec.gateway == place.granting.at / order.run
+
+
+def test_an_order_is_read_as_it_was_written(place: Place, tmp_path: Path) -> None:
+    mounts = (Mount(source=tmp_path, target="/data", read_only=False),)
+    order = place.ready(
+        "a", "b c", mounts=mounts, limits=Limits(memory_bytes=1, processes=2, seconds=3.5, file_bytes=None)
+    ).order
+    assert Order.from_json(order.as_json()) == order
+
+
+def test_what_is_missing_stops_a_run_before_it_starts_and_leaves_nothing(place: Place) -> None:
+    place.granting.missing = (ACME, WORK)
+    with pytest.raises(NotLoggedIn, match="acme@default, acme@work"):
+        place.ready("true", grants=(ACME, WORK))
+    assert place.granting.granted == []
+    assert list(place.records.folder.iterdir()) == []
+    assert place.sandbox.specs == []
+
+
+def test_a_run_that_cannot_be_recorded_does_not_start(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AuditUnwritable("no room", hint="free some space")
+
+    monkeypatch.setattr(place.audit, "append", refuse)
+    with pytest.raises(AuditUnwritable):
+        place.ready("true")
+    assert place.granting.granted == []
+    assert list(place.records.folder.iterdir()) == []
+
+
+def test_a_sandbox_that_cannot_be_used_is_told_before_anything_is_made(place: Place) -> None:
+    place.sandbox.fault = OSError("no")
+    with pytest.raises(OSError, match="no"):
+        place.ready("true")
+    assert place.granting.granted == []
+    assert not place.records.folder.exists()
+
+
+def test_programs_that_a_grant_is_for_are_named_where_none_is_there() -> None:
+    class Catalogue:
+        def get(self, provider: str) -> object:
+            return type("P", (), {"tools": {"acme": ("acme-cli", "git"), "bare": ()}[provider]})
+
+    bare = CredentialRef(provider="bare", account="default")
+    wanted = Wanted(command=("x",), grants=(ACME, WORK, bare), workspace=Path("/"))
+    none_there = missing_tools(wanted, Catalogue(), which=lambda name: None)  # type: ignore[arg-type]  # what it uses of one
+    assert none_there == [("acme", "acme-cli"), ("acme", "git")]
+    assert missing_tools(wanted, Catalogue(), which=lambda name: name if name == "git" else None) == []  # type: ignore[arg-type]  # as above
+
+
+# --- its parent ------------------------------------------------------------------------------
+
+
+def test_a_run_keeps_what_it_said_and_how_it_ended(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    made = place.ready("sh", "-c", "echo out; echo err >&2; echo $ACME_KEY > made; exit 7")
+    assert watch(made.order, place.sandbox) == 7
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("out\n", "err\n")
+    assert sorted((made.order.folder / "output.log").read_text().splitlines()) == ["err", "out"]
+    assert stat.S_IMODE((made.order.folder / "output.log").stat().st_mode) == 0o600
+    assert (place.workspace / "made").read_text() == "placeholder-of-default\n"
+    kept = json.loads((made.order.folder / "run.json").read_text())
+    assert (kept["exit_status"], kept["pid"]) == (7, os.getpid())
+
+
+def test_a_signal_that_ended_it_shows_in_its_status(place: Place) -> None:
+    assert watch(place.ready("sh", "-c", "kill -9 $$").order, place.sandbox) == 137
+
+
+def test_a_command_that_cannot_be_started_is_told(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    made = place.ready("no-such-command-anywhere")
+    assert watch(made.order, place.sandbox) == 125
+    assert "valetkey: error:" in capfd.readouterr().err
+    assert place.records.find(made.run.id).exit_status == 125
+
+
+# --- what nobody else takes back -------------------------------------------------------------
+
+
+def test_a_run_whose_parent_was_killed_is_swept_and_one_that_lives_is_not(place: Place) -> None:
+    lives, killed = place.ready("true"), place.ready("true")
+    killed.lock.release()
+    assert place.records.state(killed.run) == "lost"
+    assert [run.id for run in sweep(place.records, place.granting, place.audit)] == [killed.run.id]
+    assert place.granting.granted == [lives.run.id]
+    assert sweep(place.records, place.granting, place.audit) == []
+    assert place.records.find(killed.run.id).exit_status is None
+    assert try_lock_file(place.records.at(killed.run) / "lock") is not None
