@@ -158,6 +158,18 @@ SETTINGS = (
         description="How many requests the trace keeps at most; a million take some 130 MB.",
     ),
     Setting(
+        key="runs.keep_days",
+        kind="count",
+        default=30,
+        description="For how many days a run that has ended is kept, with what it said and its home.",
+    ),
+    Setting(
+        key="runs.max_mb",
+        kind="count",
+        default=2000,
+        description="How many MB all runs may take together; above that the oldest that have ended go.",
+    ),
+    Setting(
         key="trace.bodies",
         kind="choice",
         default="off",

@@ -22,7 +22,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 # They give what their commands give. The demo has a test of its own, with its model.
 WITHOUT_SHAPE = {"exec", "run"}
 # `serve` goes on until it is ended, and a request has to wait for a decision: test_serve.py. Runs: test_run.py.
-RUNS = {"runs show", "runs logs", "runs stop", "runs remove"}
+RUNS = {"runs show", "runs logs", "runs trace", "runs stop", "runs remove"}
 ELSEWHERE = {"demo", "serve", "approvals approve", "approvals deny"} | RUNS
 # Other names of commands that stand in the table under their own; `auth` has one of its own too.
 OWN_NAMES = {"auth switch"}

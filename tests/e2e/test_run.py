@@ -141,7 +141,7 @@ def test_what_is_kept_is_told_in_the_shapes_that_are_documented(line: CommandLin
     (kept,) = line("runs", "list", "--json").json["runs"]
     promised = dict(re.findall(r"### `(runs \w+)`.*?^JSON: `\{(.+?)\}`", DOCS.read_text(), re.DOTALL | re.MULTILINE))
     assert f"`runs` each `{{{', '.join(kept)}}}`" in DOCS.read_text()
-    for word in ("show", "logs", "stop", "remove"):
+    for word in ("show", "logs", "trace", "stop", "remove"):
         done = line("runs", word, kept["id"][:8], "--json")
         assert ", ".join(done.json) == promised[f"runs {word}"]
 
@@ -204,17 +204,18 @@ def test_a_run_goes_on_when_the_gateway_is_killed_and_asks_the_next_one(
 
 
 def test_on_a_terminal_it_has_one_of_its_own(line: CommandLine, workspace: Path) -> None:
+    script = "trap 'echo interrupted; exit' INT; echo waiting; while :; do sleep 0.05; done"
+    (workspace / "wait.sh").write_text(script)
     with line.terminal("run", "--workspace", str(workspace), "--", "sh") as terminal:
         terminal.expect("$ ")
         terminal.resize(30, 90)
         terminal.send("echo $$; until stty size | grep '^30 90'; do :; done\n")
         terminal.expect("30 90\r\n")
-        terminal.send("echo sl''eeps; sleep 100\n")
-        terminal.expect("sleeps")
+        terminal.send("sh wait.sh\n")
+        terminal.expect("waiting")
         terminal.send("\x03")
-        terminal.expect("$ ")
-        terminal.send("echo in''terrupted\n")
         terminal.expect("interrupted")
+        terminal.expect("$ ")
         terminal.send("exit 3\n")
         assert terminal.end() == 3
     (kept,) = line("runs", "list", "--json").json["runs"]
@@ -230,3 +231,38 @@ def test_words_that_are_no_command_hint_at_ask(line: CommandLine, workspace: Pat
 def test_root_is_told_to_be_somebody_else(home: Path, workspace: Path) -> None:
     done = CommandLine(home=home)("run", "--workspace", str(workspace), "--", "true")
     assert (done.status, "sudo -u" in done.err) == (1, True)
+
+
+def test_an_account_that_is_refused_to_the_end_is_named_with_what_helps(line: CommandLine, workspace: Path) -> None:
+    statuses = iter((401, 200, 401))
+
+    def respond(request: Received) -> Answer:
+        return Answer(status=next(statuses), headers={"content-type": "text/plain"}, body=b"")
+
+    ask = "curl -sS http://127.0.0.1:3128/acme/x;"
+    with LocalServer(respond) as server:
+        declare(line, server.url, key=KEY)
+        recovered = line("run", "--grant", "acme", "--workspace", str(workspace), "--", "sh", "-c", ask * 2)
+        refused = line("run", "--grant", "acme", "--workspace", str(workspace), "--", "sh", "-c", ask)
+    assert recovered.err == ""
+    assert refused.err.splitlines() == [
+        "valetkey: acme@default was refused with 401 to the end of the run",
+        "valetkey: hint: run `valetkey login acme`",
+    ]
+    kept = line("runs", "list", "--json").json["runs"][1]
+    requests = line("runs", "trace", kept["id"], "--json").json["requests"]
+    assert [(one["client"], one["status"]) for one in requests] == [
+        (f"run:{kept['id']}", status) for status in (401, 200)
+    ]
+
+
+def test_runs_that_ended_long_ago_are_removed_when_one_begins(line: CommandLine, workspace: Path) -> None:
+    large = ("sh", "-c", "head -c 2000000 /dev/zero > ~/large")
+    assert line("run", "--workspace", str(workspace), "--", *large).status == 0
+    (old,) = line("runs", "list", "--json").json["runs"]
+    words = ("run", "--workspace", str(workspace), "--", "true")
+    assert line(*words, environ={"VALETKEY_RUNS_MAX_MB": "1"}).status == 0
+    (kept,) = line("runs", "list", "--json").json["runs"]
+    assert kept["id"] != old["id"]
+    entries = line("audit", "show", "--kind", "run-removed", "--json").json["entries"]
+    assert [entry["who"] for entry in entries] == [f"run:{old['id']}"]

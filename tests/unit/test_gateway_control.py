@@ -51,6 +51,9 @@ class Scripted:
                 raise RuntimeError("holds " + "a-secret")
         return {"provider": name, "token": "the-token"}
 
+    async def unrecovered(self, run: str) -> list[dict[str, object]]:
+        return [{"account": "acme@default", "status": 401, "hint": f"of {run}"}]
+
     def lock(self) -> None:
         self.asked.append("lock")
 

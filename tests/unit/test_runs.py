@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from valetkey.runs import record
 from valetkey.runs.launch import Ready, Wanted, missing_tools, ready, sweep
 from valetkey.runs.order import Order
 from valetkey.runs.parent import watch
-from valetkey.runs.record import Records
+from valetkey.runs.record import Records, save
 from valetkey.sandbox import Limits, Mount
 from valetkey.stores.locks import try_lock_file
 
@@ -142,6 +142,22 @@ def test_a_run_that_goes_on_is_not_removed_and_one_that_has_ended_is(place: Plac
     made.lock.release()
     place.records.remove(made.run)
     assert list(place.records.folder.iterdir()) == []
+
+
+def test_what_is_old_or_too_much_is_outdated_but_for_what_goes_on_or_is_needed(place: Place, clock: FakeClock) -> None:
+    made = [place.ready("true").run for _ in range(5)]
+    old, home_of_another, large, other = (place.records.end(run, 0) for run in made[:4])
+    goes_on = replace(made[4], home_of=home_of_another.id)
+    save(place.records.at(goes_on), goes_on)
+    save(place.records.at(large), replace(large, bytes=10**9))
+    room = {"keep_days": 30, "most_bytes": 2 * 10**9}
+    assert place.records.outdated(**room) == []
+    clock.advance(31 * 86400)
+    assert {run.id for run in place.records.outdated(**room)} == {old.id, large.id, other.id}
+    young = replace(other, ended_at=clock.now(), created_at=clock.now())
+    save(place.records.at(young), young)
+    assert young.id not in {run.id for run in place.records.outdated(**room)}
+    assert {run.id for run in place.records.outdated(keep_days=100, most_bytes=10**8)} <= {old.id, large.id}
 
 
 # --- making it ready -------------------------------------------------------------------------

@@ -38,6 +38,7 @@ KINDS = (
     "reveal",
     "run-started",
     "run-stopped",
+    "run-removed",
     "store",
 )
 

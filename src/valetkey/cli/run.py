@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from valetkey import serving
+from valetkey.audit.recorder import person
 from valetkey.cli.frame import State, command, group
 from valetkey.cli.output import ago
-from valetkey.errors import RunError, UsageError
+from valetkey.errors import RunError, RunGoesOn, UsageError
 
 if TYPE_CHECKING:
     from valetkey.gateway.runs import BegunRun
@@ -98,6 +99,7 @@ def run(
     granting, records = _Granting(state), _records(state)
     for lost in sweep(records, granting, state.audit):
         state.note(f"the run {lost.id} had lost its parent: what it was granted is taken back")
+    _forget_the_old(state, records)
     for provider, tool in missing_tools(wanted, state.catalogue):
         state.note(f"{provider} is mostly used by {tool}, which is not in the sandbox")
     made = ready(
@@ -114,6 +116,18 @@ def run(
         state.note(f"run {made.run.id}: {', '.join(made.run.grants) or 'no account'}")
     state.broker.close()
     become(made.order, made.lock.outlive())
+
+
+def _forget_the_old(state: State, records: Records) -> None:
+    keep_days, most_mb = state.config.count("runs.keep_days"), state.config.count("runs.max_mb")
+    for old in records.outdated(keep_days=keep_days, most_bytes=most_mb * 2**20):
+        with suppress(RunGoesOn, OSError):  # somebody has just begun to go on with it, or removes it too
+            _remove(state, records, old)
+
+
+def _remove(state: State, records: Records, one: Run) -> None:
+    state.audit.append("run-removed", who=f"run:{one.id}", detail={"by": person()})
+    records.remove(one)
 
 
 def _hint_at_ask(argv: tuple[str, ...]) -> None:
@@ -212,6 +226,18 @@ def logs(state: State, *, id: str) -> None:
         state.say(content.decode(errors="replace")) if state.on_terminal else click.echo(content, nl=False)
 
 
+@command("trace", short_help="Show what a run asked for.")
+@click.argument("id", metavar="RUN")
+@click.option("-f", "--follow", is_flag=True, help="Go on with new requests until Ctrl-C.")
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), default=50, help="How many (default: 50).")
+def trace_run(state: State, *, id: str, follow: bool, limit: int) -> None:
+    """Show the newest requests of a run, as `valetkey trace` does."""
+    from valetkey.cli.trace import show as show_trace
+
+    one = _records(state).find(id)
+    show_trace(state, follow=follow, client=f"run:{one.id}", account=None, limit=limit, since=None)
+
+
 @command("stop", short_help="End a run.")
 @click.argument("id", metavar="RUN")
 def stop_run(state: State, *, id: str) -> None:
@@ -242,13 +268,13 @@ def remove(state: State, *, ids: tuple[str, ...]) -> None:
     records = _records(state)
     found = [records.find(name) for name in ids]
     for one in found:
-        records.remove(one)
+        _remove(state, records, one)
     state.emit({"removed": [one.id for one in found]})
     for one in found:
         state.say(f"The run {one.id} is removed.")
 
 
-for _one in (list_runs, show, logs, stop_run, remove):
+for _one in (list_runs, show, logs, trace_run, stop_run, remove):
     runs.add_command(_one)
 
 

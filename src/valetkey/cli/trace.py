@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from valetkey.gateway.row import Row
     from valetkey.gateway.trace_file import Recorded, TraceReader
 
-__all__ = ["trace"]
+__all__ = ["show", "trace"]
 
 # Of what was asked for: less says nothing.
 _SHORTEST = 6
@@ -42,6 +42,11 @@ def trace(
 
     Nothing in it is secret: no headers, no query, and what is or looks like a credential is taken out.
     """
+    show(state, follow=follow, client=client, account=account, limit=limit, since=since)
+
+
+def show(state: State, *, follow: bool, client: str | None, account: str | None, limit: int, since: str | None) -> None:
+    """Show the newest requests of this client and account, oldest first. Raises: UsageError, TraceUnreadable."""
     from valetkey.gateway.trace_file import TraceReader
 
     reader = TraceReader(state.paths.trace)

@@ -64,6 +64,10 @@ class Asked(Protocol):
         """Give a stored account's fresh secret."""
         ...
 
+    async def unrecovered(self, run: str) -> list[dict[str, object]]:
+        """Give the accounts whose last answer to a run was 401 or 403."""
+        ...
+
     def lock(self) -> None:
         """Forget the store's key."""
         ...
@@ -104,6 +108,9 @@ def application(asked: Asked) -> Starlette:
         if not isinstance(name, str) or not name:
             raise UsageError("the body names no account", hint='send {"name": "provider@account"}')
         return await asked.token(name)
+
+    async def unrecovered(request: Request) -> Mapping[str, object]:
+        return {"accounts": await asked.unrecovered(request.path_params["id"])}
 
     async def lock(_: Request) -> Mapping[str, object]:
         asked.lock()
@@ -148,6 +155,7 @@ def application(asked: Asked) -> Starlette:
             at("/status", "GET", status),
             at("/refresh", "POST", refresh),
             at("/token", "POST", token),
+            at("/runs/{id}/unrecovered", "GET", unrecovered),
             at("/lock", "POST", lock),
             at("/unlock", "POST", unlock),
             at("/stop", "POST", stop),

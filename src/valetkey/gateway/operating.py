@@ -12,12 +12,13 @@ from pathlib import Path
 from valetkey.access import sole_secret
 from valetkey.account_state import in_store
 from valetkey.broker import Broker
-from valetkey.credential import CredentialRef, Health, Secret, expires_at_of
+from valetkey.credential import CredentialRef, Health, Secret, expires_at_of, login_command
 from valetkey.errors import StoreLocked, WrongKey
 from valetkey.gateway.approvals import Approvals
 from valetkey.gateway.audited import Audited
 from valetkey.gateway.metrics import Metrics
 from valetkey.gateway.ring import Ring
+from valetkey.gateway.row import Row
 from valetkey.gateway.runs import Runs
 from valetkey.gateway.server import Gateway
 from valetkey.gateway.telemetry import Telemetry
@@ -29,6 +30,8 @@ __all__ = ["Operating", "Parts"]
 
 # More are for `list --json`, page by page.
 _MOST_ACCOUNTS = 1000
+# Of a run; what was refused before these has been got over.
+_MOST_ROWS = 2000
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +170,15 @@ class Operating:
             "accounts": [a.as_dict() for a in accounts],
         }
 
+    async def unrecovered(self, run: str) -> list[dict[str, object]]:
+        """Give the accounts whose last answer to this run was 401 or 403: something has to be done about them."""
+        rows = await asyncio.to_thread(self._parts.trace.newest, f"run:{run}", _MOST_ROWS)
+        last: dict[str, Row] = {}
+        for row in rows:
+            if row.account and row.outcome in ("ok", "needs_login"):
+                last.setdefault(row.account, row)
+        return [_unrecovered(name, row.status) for name, row in last.items() if row.status in (401, 403)]
+
     def metrics(self) -> bytes:
         """Give the counters as Prometheus reads them."""
         return self._parts.metrics.text()
@@ -219,3 +231,10 @@ class Operating:
     def settle(self, id: str, *, approved: bool, by: str) -> None:
         """Decide on one of them. Raises: UnknownApproval."""
         self._parts.approvals.settle(id, approved, by)
+
+
+def _unrecovered(account: str, status: int) -> dict[str, object]:
+    provider, _, name = account.partition("@")
+    command = login_command(CredentialRef(provider=provider, account=name))
+    hint = f"run `{command}`" if status == 401 else f"see what {account} may do, or run `{command}`"
+    return {"account": account, "status": status, "hint": hint}

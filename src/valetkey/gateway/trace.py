@@ -116,6 +116,15 @@ class Trace:
             self._write_all()
             self._keep_up()
 
+    def newest(self, client: str, limit: int) -> Sequence[Row]:
+        """Write what was added until now, and give a client's newest rows, newest first; none where that fails."""
+        self.flush()
+        try:
+            return [recorded.row for recorded in self._reader.newest(limit, client=client)]
+        except (TraceUnreadable, OSError) as error:
+            self._tell("reading", f"the trace cannot be read: {error}")
+            return []
+
     def tokens_since(self, client: str, since: datetime) -> int:
         """Sum a client's tokens since that time, to the minute; 0 where the file cannot tell. It reads the file."""
         try:

@@ -17,6 +17,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import BinaryIO, NoReturn
 
+from valetkey import serving
 from valetkey.audit.recorder import Audit
 from valetkey.clock import SystemClock
 from valetkey.config import Paths
@@ -32,6 +33,8 @@ __all__ = ["become", "main", "watch"]
 _END_SECONDS = 5.0
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PIECE = 65536
+# A gateway that takes longer to tell what was refused is not waited for.
+_ASK_SECONDS = 2.0
 _NOT_STARTED = 125
 
 
@@ -69,8 +72,20 @@ def watch(order: Order, sandbox: Sandbox) -> int:
         status = _NOT_STARTED
     with suppress(OSError, ValetkeyError):  # its folder may be gone, the disk full: the status counts all the same
         records.end(run, status)
+    _hint(order)
     Audit(paths, clock).tell("run-stopped", who=f"run:{run.id}", detail={"exit_status": status})
     return status
+
+
+def _hint(order: Order) -> None:
+    """Say once what to do where an account was refused to the end."""
+    try:
+        told = serving.ask(str(order.home), "GET", f"/runs/{order.run}/unrecovered", patience_seconds=_ASK_SECONDS)
+    except (ValetkeyError, OSError):
+        return  # no gateway runs: nobody has been asked lately
+    for found in told["accounts"][:1]:
+        _tell(f"{found['account']} was refused with {found['status']} to the end of the run")
+        _tell(f"hint: {found['hint']}")
 
 
 def _run(order: Order, sandbox: Sandbox) -> int:

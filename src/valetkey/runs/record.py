@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +36,8 @@ _SHORTEST_PREFIX = 4
 class Run:
     """A run as it is kept. `grants` are `provider@account`; `exit_status` is None where nobody saw its end.
 
-    `pid` is the process that is its parent. `home_of` is the run whose home it went on with.
+    `pid` is the process that is its parent. `home_of` is the run whose home it went on with. `bytes` is what its folder
+    took when it ended.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Run:
     pid: int | None = None
     ended_at: datetime | None = None
     exit_status: int | None = None
+    bytes: int | None = None
 
 
 class Records:
@@ -130,9 +132,24 @@ class Records:
 
     def end(self, run: Run, exit_status: int | None) -> Run:
         """Write that it has ended."""
-        run = replace(run, ended_at=self._clock.now(), exit_status=exit_status)
+        run = replace(run, ended_at=self._clock.now(), exit_status=exit_status, bytes=size_of(self.at(run)))
         save(self.at(run), run)
         return run
+
+    def outdated(self, *, keep_days: int, most_bytes: int) -> list[Run]:
+        """Give those to be removed: that ended so long ago, and the oldest where all together take more room than that.
+
+        One that goes on counts and stays, and so does one whose home another one that stays has.
+        """
+        runs = self.all()
+        begins = self._clock.now() - timedelta(days=keep_days)
+        room, found = most_bytes, []
+        for run in runs:
+            room -= run.bytes or 0
+            if run.ended_at is not None and (run.ended_at < begins or room < 0):
+                found.append(run)
+        needed = {run.home_of for run in runs if run not in found}
+        return [run for run in found if run.id not in needed]
 
     def remove(self, run: Run) -> None:
         """Remove all of it. Raises: RunGoesOn; RunGoesOn too where another run lives in its home."""
@@ -140,6 +157,16 @@ class Records:
             if run.id in (other.id, other.home_of) and self.state(other) == "running":
                 raise RunGoesOn(f"the run {other.id} goes on", hint=f"run `valetkey runs stop {other.id}` first")
         shutil.rmtree(self.at(run))
+
+
+def size_of(folder: Path) -> int:
+    """Give how many bytes the files below it have; links are not followed."""
+    total = 0
+    for top, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # removed in between
+                total += os.lstat(os.path.join(top, name)).st_size
+    return total
 
 
 def save(folder: Path, run: Run) -> None:
