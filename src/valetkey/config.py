@@ -177,6 +177,10 @@ class Config:
         """Give the user's own OAuth client ids, by provider."""
         return {g.key[1]: str(g.value) for g in self.given.values() if g.key[0] == "providers"}
 
+    def agent_program(self, agent: str) -> str | None:
+        """Give the path of an agent's program, where one is named."""
+        return next((str(g.value) for g in self.given.values() if g.key == ("agents", agent, "program")), None)
+
     def accounts_here(self, folder: Path) -> dict[str, str]:
         """Give the account of each provider for which this folder, or one above it, has a rule; the nearest wins."""
         rules = [(Path(g.key[1]), g.key[2], str(g.value)) for g in self.given.values() if g.key[0] == "folders"]

@@ -17,6 +17,7 @@
         AddressRefused               a name that resolves to an address that gets no request
         TraceUnreadable TraceTooNew  the file of past requests
       RunError                       SandboxUnavailable SandboxFailed WorkspaceRefused UnknownRun RunGoesOn
+        AgentNotInstalled BrokenAgent UnknownSession HomeUnusable
       AuditError                     AuditUnwritable AuditBroken
       ImportFailed                   another tool's file of logins
       SetupRefused                   another tool's file of settings
@@ -30,11 +31,13 @@ from __future__ import annotations
 
 __all__ = [
     "AddressRefused",
+    "AgentNotInstalled",
     "AuditBroken",
     "AuditError",
     "AuditUnwritable",
     "AuthorityBroken",
     "BackupFailed",
+    "BrokenAgent",
     "BuiltInProvider",
     "CompletionFailed",
     "ConfigError",
@@ -46,6 +49,7 @@ __all__ = [
     "GatewayError",
     "GatewayFailed",
     "GenerationConflict",
+    "HomeUnusable",
     "HostsNotAccepted",
     "ImportFailed",
     "InitiationFailed",
@@ -98,6 +102,7 @@ __all__ = [
     "UnknownModel",
     "UnknownProvider",
     "UnknownRun",
+    "UnknownSession",
     "Unreachable",
     "UsageError",
     "ValetkeyError",
@@ -495,7 +500,23 @@ class UnknownRun(RunError):
 
 
 class RunGoesOn(RunError):
-    """A run that goes on cannot be removed."""
+    """A run that goes on cannot be removed, nor another one begun in its home."""
+
+
+class AgentNotInstalled(RunError):
+    """An agent's program, or what it needs to run, is not on this machine; the hint says how to install it."""
+
+
+class BrokenAgent(RunError):
+    """An agent that a package brings cannot be loaded."""
+
+
+class UnknownSession(RunError):
+    """No run of this agent has this session, more than one begins with it, or a run left none."""
+
+
+class HomeUnusable(RunError):
+    """In the home of an earlier run something lies where the agent's own file belongs."""
 
 
 class SandboxUnavailable(RunError):

@@ -190,6 +190,12 @@ SETTINGS = (
         description="Colour in what a command prints; `auto` is on a terminal, unless NO_COLOR is set.",
     ),
     Setting(
+        key="agents.*.program",
+        kind="path",
+        default=None,
+        description="Where the program of an agent is, in place of the one on PATH.",
+    ),
+    Setting(
         key="providers.*.client_id",
         kind="text",
         default=None,

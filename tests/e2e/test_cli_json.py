@@ -20,7 +20,7 @@ KEY = "sk-" + "json1" * 8
 AWS_KEYS = f"access_key_id=AKIA{'A' * 16}\nsecret_access_key={'s' * 40}\n"
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 # They give what their commands give. The demo has a test of its own, with its model.
-WITHOUT_SHAPE = {"exec", "run"}
+WITHOUT_SHAPE = {"exec", "run", "runs resume", "claude resume", "codex resume"}
 # `serve` goes on until it is ended, and a request has to wait for a decision: test_serve.py. Runs: test_run.py.
 RUNS = {"runs show", "runs logs", "runs trace", "runs stop", "runs remove"}
 ELSEWHERE = {"demo", "serve", "approvals approve", "approvals deny"} | RUNS
@@ -128,6 +128,9 @@ def commands(server: LocalServer, folder: Path) -> list[tuple[str, list[str], st
         ("store rekey", [], ""),
         ("store backup", [backup, "--passphrase-file", "-"], "a passphrase\n"),
         ("store restore", [backup, "--passphrase-file", "-", "--force"], "a passphrase\n"),
+        ("runs list", [], ""),
+        ("claude sessions", [], ""),
+        ("codex sessions", [], ""),
         ("config show", [], ""),
         ("doctor", [], ""),
         ("completion", ["bash"], ""),

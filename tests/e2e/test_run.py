@@ -139,7 +139,9 @@ def ended(process: subprocess.Popen[bytes]) -> int:
 def test_what_is_kept_is_told_in_the_shapes_that_are_documented(line: CommandLine, workspace: Path) -> None:
     assert line("run", "--workspace", str(workspace), "--", "echo", "said").status == 0
     (kept,) = line("runs", "list", "--json").json["runs"]
-    promised = dict(re.findall(r"### `(runs \w+)`.*?^JSON: `\{(.+?)\}`", DOCS.read_text(), re.DOTALL | re.MULTILINE))
+    sections = DOCS.read_text().split("### ")
+    shapes = (re.match(r"`(runs \w+)`.*?JSON: `\{(.+?)\}`", text, re.DOTALL) for text in sections)
+    promised = {shape[1]: shape[2] for shape in shapes if shape is not None}
     assert f"`runs` each `{{{', '.join(kept)}}}`" in DOCS.read_text()
     for word in ("show", "logs", "trace", "stop", "remove"):
         done = line("runs", word, kept["id"][:8], "--json")
@@ -220,6 +222,18 @@ def test_on_a_terminal_it_has_one_of_its_own(line: CommandLine, workspace: Path)
         assert terminal.end() == 3
     (kept,) = line("runs", "list", "--json").json["runs"]
     assert "interrupted" in line("runs", "logs", kept["id"]).out
+
+
+def test_what_is_told_of_runs_as_json_is_documented(line: CommandLine, workspace: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    process = started(line, workspace)
+    (kept,) = line("runs", "list", "--json").json["runs"]
+    for words in (("show",), ("logs",), ("stop",), ("remove",)):
+        told = line("runs", *words, kept["id"], "--json").json
+        assert f"`{{{', '.join(told)}}}`" in text.partition(f"### `runs {words[0]}`")[2].partition("###")[0], words
+        assert words != ("show",) or list(told) == list(kept)
+        if words == ("stop",):
+            ended(process)
 
 
 def test_words_that_are_no_command_hint_at_ask(line: CommandLine, workspace: Path) -> None:

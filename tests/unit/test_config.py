@@ -210,7 +210,7 @@ def test_the_document_and_the_table_say_the_same() -> None:
                 default = "none"
             case value:
                 default = f"`{value}`"
-        key = setting.key.replace("*", "<id>", 1) if setting.key.startswith("providers") else setting.key
+        key = setting.key.replace("*", "<id>", 1) if setting.key.startswith(("providers", "agents")) else setting.key
         key = key.replace("folders.*.*", 'folders."<path>".<id>')
         expected.append((key, kind, default, setting.description))
     assert rows == expected

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from valetkey.agents import BUILT_IN
+
 SOURCE = Path(__file__).parents[2] / "src" / "valetkey"
 IDS = {file.stem for file in (SOURCE / "providers").glob("*.toml")}
 # There it is the name of the tool of that name, and of the words that set it up.
@@ -58,6 +60,11 @@ def test_the_search_finds_what_it_looks_for() -> None:
 @pytest.mark.parametrize("file", sources(), ids=lambda file: str(file.relative_to(SOURCE)))
 def test_no_provider_is_known_by_its_id(file: Path) -> None:
     assert mentions(file.read_text(), IDS - TOOLS.get(str(file.relative_to(SOURCE)), set())) == []
+
+
+@pytest.mark.parametrize("file", sorted((SOURCE / "runs").glob("*.py")), ids=lambda file: file.name)
+def test_launching_knows_no_agent_by_its_id(file: Path) -> None:
+    assert mentions(file.read_text(), set(BUILT_IN)) == []
 
 
 def test_importing_valetkey_brings_nothing_heavy() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.clock import FakeClock
 from tests.support.plain_sandbox import PlainSandbox
+from valetkey.agent import Prepared, Served
 from valetkey.audit.recorder import Audit
 from valetkey.config import Paths
 from valetkey.credential import CredentialRef
@@ -34,6 +35,10 @@ class Begun:
     environment: Mapping[CredentialRef, Mapping[str, str]]
     folder: Path
     certificate: str = CERTIFICATE.decode()
+
+    @property
+    def placeholders(self) -> Mapping[CredentialRef, Mapping[str, str]]:
+        return {ref: {"": f"file-placeholder-of-{ref.account}"} for ref in self.environment}
 
 
 @dataclass
@@ -224,6 +229,46 @@ def test_programs_that_a_grant_is_for_are_named_where_none_is_there() -> None:
     none_there = missing_tools(wanted, Catalogue(), which=lambda name: None)  # type: ignore[arg-type]  # what it uses of one
     assert none_there == [("acme", "acme-cli"), ("acme", "git")]
     assert missing_tools(wanted, Catalogue(), which=lambda name: name if name == "git" else None) == []  # type: ignore[arg-type]  # as above
+
+
+# --- an agent's ------------------------------------------------------------------------------
+
+
+def prepared(home: Path, served: Served) -> Prepared:
+    (home / "state").write_text(served.placeholder)
+    environment = {"URL": served.base_url, **{f"{name}_TOO": value for name, value in served.variables.items()}}
+    return Prepared(environment=environment, without=frozenset({"ACME_KEY"}), files={"/etc/it/settings": b"x"})
+
+
+def test_an_agent_prepares_its_run_with_the_account_that_it_uses(place: Place) -> None:
+    made = place.ready("it", grants=(ACME, WORK), agent="it", account=WORK, method="key", prepare=prepared)
+    environment = made.order.spec.environment
+    assert environment["URL"] == "http://127.0.0.1:3128/acme@work"
+    assert environment["ACME_KEY_TOO"] == "placeholder-of-work"
+    assert "ACME_KEY" not in environment, "what it would take in place of its own account"
+    assert made.order.spec.files["/etc/it/settings"] == b"x"
+    assert (place.records.home(made.run) / "state").read_text() == "file-placeholder-of-work"
+    kept = place.records.find(made.run.id)
+    assert (kept.agent, kept.account, kept.method) == ("it", "acme@work", "key")
+
+
+def test_a_run_goes_on_with_the_home_of_an_earlier_one_that_has_ended(place: Place) -> None:
+    first = place.ready("it")
+    (place.records.home(first.run) / "left").touch()
+    with pytest.raises(RunGoesOn, match=first.run.id):
+        place.ready("it", home_of=first.run.id)
+    assert [run.id for run in place.records.all()] == place.granting.granted == [first.run.id]
+    first.lock.release()
+    second = place.ready("it", home_of=first.run.id, policy="default = 'allow'", read_only=True, allow=("a.example",))
+    assert (second.order.spec.home / "left").exists()
+    assert place.records.find(second.run.id) == second.run
+    assert (second.run.policy, second.run.read_only, second.run.allow) == ("default = 'allow'", True, ("a.example",))
+    with pytest.raises(RunGoesOn, match=second.run.id):
+        place.ready("it", home_of=first.run.id)
+    second.lock.release()
+    place.records.remove(first.run)
+    with pytest.raises(UnknownRun, match="home"):
+        place.ready("it", home_of=first.run.id)
 
 
 # --- its parent ------------------------------------------------------------------------------

@@ -69,20 +69,24 @@ def _with_flags(function: Callable[..., None]) -> Callable[..., Any]:
     return wrapped
 
 
-def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], click.Command]:
+def command(
+    name: str, *, cls: type[click.Command] = click.Command, **settings: Any
+) -> Callable[[Callable[..., None]], click.Command]:
     """Make a command of a function whose first argument is the State."""
 
     def make(function: Callable[..., None]) -> click.Command:
-        return click.command(name, cls=click.Command, **settings)(_with_flags(function))
+        return click.command(name, cls=cls, **settings)(_with_flags(function))
 
     return make
 
 
-def group(name: str, **settings: Any) -> Callable[[Callable[..., None]], click.Group]:
+def group(
+    name: str, *, cls: type[click.Group] = click.Group, **settings: Any
+) -> Callable[[Callable[..., None]], click.Group]:
     """Make a group of commands; its function gets the State and may do what the group alone means."""
 
     def make(function: Callable[..., None]) -> click.Group:
-        return click.group(name, cls=click.Group, **settings)(_with_flags(function))
+        return click.group(name, cls=cls, **settings)(_with_flags(function))
 
     return make
 
@@ -122,7 +126,7 @@ class Commands(click.Group):
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             from difflib import get_close_matches
 
-            near = get_close_matches(args[0], [*self._table, *self._other_names], n=1)
+            near = get_close_matches(args[0], [*self.list_commands(ctx), *self._other_names], n=1)
             raise _NoCommand(
                 f"there is no command {args[0][:40]!r}",
                 hint=f"did you mean `valetkey {near[0]}`?" if near else "see `valetkey --help`",
@@ -130,9 +134,33 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
+class _Root(Commands):
+    """All commands, and one for each agent."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Give the names that help shows: agents that packages bring are found when they are called."""
+        from valetkey.agents import BUILT_IN
+
+        return [*super().list_commands(ctx), *BUILT_IN]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module, or make the command of an agent."""
+        found = super().get_command(ctx, cmd_name)
+        if found is not None:
+            return found
+        from valetkey.agents import agent_for
+
+        agent = agent_for(cmd_name)
+        if agent is None:
+            return None
+        from valetkey.cli.agents import command_for
+
+        return command_for(agent)
+
+
 @click.group(
     "valetkey",
-    cls=Commands,
+    cls=_Root,
     table=COMMANDS,
     other_names=OTHER_NAMES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

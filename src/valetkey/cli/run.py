@@ -1,4 +1,4 @@
-"""`run`, and `runs`: list, show, logs, stop, remove."""
+"""`run`, and `runs`: list, show, logs, resume, stop, remove."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -24,83 +24,129 @@ if TYPE_CHECKING:
     from valetkey.runs.record import Records, Run
     from valetkey.sandbox import Limits, Mount
 
-__all__ = ["run", "runs"]
+__all__ = ["begin", "run", "runs"]
 
 _STOP_SECONDS = 15.0
 _SIZES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
 
+class _RunCommand(click.Command):
+    """Takes its options behind an agent's name too, up to `--`: `run claude --continue -- -p hi`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options in front, and those behind an agent's name as if they stood there."""
+        given = list(args)
+        rest = super().parse_args(ctx, args)
+        argv: tuple[str, ...] = ctx.params.get("argv") or ()
+        if not argv[1:] or not argv[1].startswith("-"):
+            return rest
+        from valetkey.agents import agent_for
+
+        if agent_for(argv[0]) is None:
+            return rest
+        in_front = given[: len(given) - len(argv)]
+        if in_front[-1:] == ["--"]:  # all behind the first one is the agent's
+            return rest
+        end = argv.index("--") if "--" in argv else len(argv)
+        return super().parse_args(ctx, [*in_front, *argv[1:end], "--", argv[0], *argv[end + 1 :]])
+
+
+_IN_RUN = {"allow_interspersed_args": False, "ignore_unknown_options": False}
+
+
 @command(
     "run",
-    short_help="Run a command in a sandbox that holds no credential.",
-    context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False},
+    cls=_RunCommand,
+    short_help="Run an agent or a command in a sandbox that holds no credential.",
+    context_settings=_IN_RUN,
 )
 @click.option(
     "--grant", "names", metavar="PROVIDER[@ACCOUNT]", multiple=True, help="An account it may use; repeatable."
 )
 @click.option("--allow", metavar="HOST", multiple=True, help="Another host it may reach, without a credential.")
 @click.option("--policy", "file", type=click.Path(path_type=Path), help="What it may ask for.")
-@click.option("--workspace", type=click.Path(path_type=Path), default=Path(), help="Its folder; without it: this one.")
+@click.option("--workspace", type=click.Path(path_type=Path), help="Its folder; without it: this one.")
 @click.option("--read-only", is_flag=True, help="Let it only read the workspace.")
 @click.option("--mount", "mounts", metavar="DIR[:rw]", multiple=True, help="Another folder it sees, at the same path.")
 @click.option("--env", "variables", metavar="NAME[=VALUE]", multiple=True, help="A variable it gets; repeatable.")
 @click.option("--memory", metavar="SIZE", help="How much memory it may use, such as 4g.")
 @click.option("--pids", type=click.IntRange(1), help="How many processes it may have.")
 @click.option("--time", "seconds", type=click.FloatRange(0, min_open=True), help="Seconds after which it is ended.")
-@click.argument("argv", metavar="-- CMD [ARG]…", nargs=-1, type=click.UNPROCESSED, required=True)
+@click.option("--resume", metavar="RUN", help="Go on with the last session of this run of the agent.")
+@click.option("--continue", "go_on", is_flag=True, help="Go on with the agent's last run in the workspace.")
+@click.argument("argv", metavar="AGENT | -- CMD [ARG]…", nargs=-1, type=click.UNPROCESSED, required=True)
 def run(
     state: State,
     *,
     names: tuple[str, ...],
     allow: tuple[str, ...],
     file: Path | None,
-    workspace: Path,
+    workspace: Path | None,
     read_only: bool,
     mounts: tuple[str, ...],
     variables: tuple[str, ...],
     memory: str | None,
     pids: int | None,
     seconds: float | None,
+    resume: str | None,
+    go_on: bool,
     argv: tuple[str, ...],
 ) -> None:
-    """Run a command in a sandbox. It sees the workspace, a home of its own, and no credential of yours.
+    """Run an agent or a command in a sandbox. It sees the workspace, a home of its own, and no credential of yours.
 
     The only way out is the gateway, which puts in what --grant names. Everything else is refused.
     """
-    import valetkey
-    from valetkey.gateway import background
+    from valetkey.agents import agent_for
+    from valetkey.cli import agents
     from valetkey.gateway import policy as policies
-    from valetkey.gateway.trust import system_bundle
-    from valetkey.runs.launch import Wanted, missing_tools, ready, sweep
-    from valetkey.runs.parent import become
-    from valetkey.sandboxes import sandbox_for
+    from valetkey.runs.launch import Wanted
     from valetkey.workspace import check_workspace
 
     _hint_at_ask(argv)
+    agent, earlier = agent_for(argv[0]), None
+    if resume is not None or go_on:
+        if agent is None:
+            raise UsageError("only an agent goes on", hint="name it: `valetkey run claude --continue`")
+        earlier = agents.earlier_run(state, agent, resume, workspace=workspace or Path())
+    folder = workspace or (Path() if earlier is None else Path(earlier.workspace))
+    wanted = Wanted(
+        command=argv,
+        grants=tuple(state.broker.resolve(name) for name in names),
+        workspace=check_workspace(folder, home=Path.home(), valetkey_home=state.paths.home),
+        read_only=read_only,
+        mounts=tuple(_mount(state, text) for text in mounts),
+        allow=allow,
+        policy=None if file is None else policies.text_of(file),
+        policy_file="" if file is None else file.name,
+        variables=_variables(state.environ, variables),
+        limits=_limits(memory, pids, seconds),
+    )
+    if earlier is not None:
+        wanted = agents.going_on(state, wanted, earlier)
+    begin(state, wanted if agent is None else agents.for_agent(state, agent, wanted, argv[1:]))
+
+
+def begin(state: State, wanted: Wanted) -> NoReturn:
+    """Begin a run, and become its parent."""
+    import valetkey
+    from valetkey.gateway import background
+    from valetkey.gateway.trust import system_bundle
+    from valetkey.runs.launch import missing_tools, ready, sweep
+    from valetkey.runs.parent import become
+    from valetkey.sandboxes import sandbox_for
+
     if os.geteuid() == 0:
         raise RunError(
             "root starts no run: what is inside would be root to the files that it has",
             hint="start it as an ordinary user: `sudo -u USER valetkey run …`",
         )
-    policy = None if file is None else policies.text_of(file)
-    wanted = Wanted(
-        command=argv,
-        grants=tuple(state.broker.resolve(name) for name in names),
-        workspace=check_workspace(workspace, home=Path.home(), valetkey_home=state.paths.home),
-        read_only=read_only,
-        mounts=tuple(_mount(state, text) for text in mounts),
-        allow=allow,
-        policy=policy,
-        policy_file="" if file is None else file.name,
-        variables=_variables(state.environ, variables),
-        limits=_limits(memory, pids, seconds),
-    )
     background.up(state.paths, environ=state.environ, version=valetkey.__version__, tell=state.progress)
     granting, records = _Granting(state), _records(state)
     for lost in sweep(records, granting, state.audit):
         state.note(f"the run {lost.id} had lost its parent: what it was granted is taken back")
     _forget_the_old(state, records)
-    for provider, tool in missing_tools(wanted, state.catalogue):
+    # An agent is the tool, wherever its program lies.
+    for provider, tool in missing_tools(wanted, state.catalogue) if wanted.agent is None else ():
         state.note(f"{provider} is mostly used by {tool}, which is not in the sandbox")
     made = ready(
         wanted,
@@ -204,7 +250,21 @@ def show(state: State, *, id: str) -> None:
     one = records.find(id)
     told = _as_dict(records, one)
     state.emit(told)
-    for name in ("id", "state", "command", "grants", "workspace", "sandbox", "created_at", "ended_at", "folder"):
+    for name in (
+        "id",
+        "state",
+        "command",
+        "agent",
+        "account",
+        "method",
+        "grants",
+        "workspace",
+        "sandbox",
+        "home_of",
+        "created_at",
+        "ended_at",
+        "folder",
+    ):
         value = told[name]
         text = " ".join(value) if isinstance(value, list) else str(value) if value is not None else "-"
         state.say(f"{name.replace('_', ' '):<11} {text}")
@@ -236,6 +296,17 @@ def trace_run(state: State, *, id: str, follow: bool, limit: int) -> None:
 
     one = _records(state).find(id)
     show_trace(state, follow=follow, client=f"run:{one.id}", account=None, limit=limit, since=None)
+
+
+@command("resume", short_help="Go on with an agent's run.", context_settings={"allow_interspersed_args": False})
+@click.argument("id", metavar="RUN")
+@click.argument("argv", metavar="[-- ARG…]", nargs=-1, type=click.UNPROCESSED)
+def resume_run(state: State, *, id: str, argv: tuple[str, ...]) -> None:
+    """Go on with the last session of an agent's run: a new run, with its home, workspace, grants and policy."""
+    from valetkey.cli import agents
+
+    earlier = _records(state).find(id)
+    agents.go_on_with(state, earlier, argv)
 
 
 @command("stop", short_help="End a run.")
@@ -274,7 +345,7 @@ def remove(state: State, *, ids: tuple[str, ...]) -> None:
         state.say(f"The run {one.id} is removed.")
 
 
-for _one in (list_runs, show, logs, trace_run, stop_run, remove):
+for _one in (list_runs, show, logs, trace_run, resume_run, stop_run, remove):
     runs.add_command(_one)
 
 
@@ -324,6 +395,7 @@ def _as_dict(records: Records, one: Run) -> dict[str, Any]:
         **asdict(one),
         "command": list(one.command),
         "grants": list(one.grants),
+        "allow": list(one.allow),
         "state": records.state(one),
         "folder": str(records.at(one)),
     }

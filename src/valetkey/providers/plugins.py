@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
 from valetkey.errors import InvalidProvider
+from valetkey.packages import any_bring
 
 __all__ = ["GROUP", "declared"]
 
@@ -21,7 +21,7 @@ def declared() -> tuple[list[Path], list[tuple[str, InvalidProvider]]]:
     An entry point names a package whose folder has TOML files, a folder, a file, a list of these, or a function that
     gives one of them.
     """
-    if not _any_installed():
+    if not any_bring(GROUP):
         return [], []
     # Loading importlib.metadata takes longer than reading a declaration.
     from importlib.metadata import entry_points
@@ -41,27 +41,6 @@ def _failure(name: str, error: Exception) -> InvalidProvider:
         f"the plugin {name} could not be loaded: {type(error).__name__}",
         hint="update or uninstall the package that ships it",
     )
-
-
-def _any_installed() -> bool:
-    """Look for the group in the packages' entry_points.txt, as importlib.metadata would, in a tenth of its time."""
-    for folder in sys.path:
-        try:
-            names = os.listdir(folder or ".")
-        except OSError:
-            continue
-        for name in names:
-            if name.endswith((".dist-info", ".egg-info")) and _names_group(os.path.join(folder, name)):
-                return True
-    return False
-
-
-def _names_group(package: str) -> bool:
-    try:
-        with open(os.path.join(package, "entry_points.txt"), "rb") as file:
-            return f"[{GROUP}]".encode() in file.read()
-    except OSError:
-        return False
 
 
 def _paths(target: object) -> Iterable[Path]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from valetkey.agent import Prepared, Served
 from valetkey.audit.recorder import Audit, person
 from valetkey.credential import CredentialRef
 from valetkey.providers import Catalogue
-from valetkey.runs.environment import PATH, environment, files
+from valetkey.runs.environment import ADDRESS, PATH, environment, files
 from valetkey.runs.order import Order
 from valetkey.runs.record import Records, Run
 from valetkey.sandbox import Limits, Mount, Sandbox, Spec
@@ -23,7 +24,11 @@ __all__ = ["Begun", "Granting", "Ready", "Wanted", "missing_tools", "ready", "sw
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What a person asked for. `policy` is a text, `allow` are hosts, `variables` go in as they are."""
+    """What a person asked for. `policy` is a text, `allow` are hosts, `variables` go in as they are.
+
+    Where it is an agent that runs, `account` is the one of the grants that it uses, `method` the login of that, and
+    `prepare` makes its home ready. `home_of` is an earlier run whose home this one goes on with.
+    """
 
     command: tuple[str, ...]
     grants: tuple[CredentialRef, ...]
@@ -36,6 +41,10 @@ class Wanted:
     variables: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     agent: str | None = None
+    account: CredentialRef | None = None
+    method: str | None = None
+    prepare: Callable[[Path, Served], Prepared] | None = None
+    home_of: str | None = None
 
 
 class Begun(Protocol):
@@ -44,6 +53,11 @@ class Begun(Protocol):
     @property
     def environment(self) -> Mapping[CredentialRef, Mapping[str, str]]:
         """The variables that each account wants inside, with placeholders where credentials would stand."""
+        ...
+
+    @property
+    def placeholders(self) -> Mapping[CredentialRef, Mapping[str, str]]:
+        """What stands for the credential of each account, by variable; "" is the one for files."""
         ...
 
     @property
@@ -104,21 +118,28 @@ def ready(
         workspace=wanted.workspace,
         sandbox=sandbox.id,
         agent=wanted.agent,
+        account=None if wanted.account is None else str(wanted.account),
+        method=wanted.method,
+        home_of=wanted.home_of,
+        read_only=wanted.read_only,
+        allow=wanted.allow,
+        policy=wanted.policy,
+        policy_file=wanted.policy_file,
     )
     with _taken_back(run, records, granting, lock):
+        records.check_home(run)
         begun = granting.begin(run.id, wanted)
-        placeholders: dict[str, str] = {}
-        # The account that was granted first has the variable that two of them share.
-        for ref in wanted.grants:
-            placeholders = dict(begun.environment.get(ref, {})) | placeholders
+        prepared = _prepared(wanted, begun, records.home(run))
         spec = Spec(
             command=wanted.command,
             workspace=wanted.workspace,
             workspace_read_only=wanted.read_only,
             home=records.home(run),
             gateway=begun.folder,
-            environment=environment(environ, placeholders=placeholders, asked=wanted.variables),
-            files=files(begun.certificate.encode(), system_bundle),
+            environment=environment(
+                environ, placeholders=_placeholders(wanted, begun, prepared), asked=wanted.variables
+            ),
+            files={**prepared.files, **files(begun.certificate.encode(), system_bundle)},
             mounts=wanted.mounts,
             limits=wanted.limits,
         )
@@ -126,6 +147,27 @@ def ready(
         audit.append("run-started", who=f"run:{run.id}", detail=told)
         order = Order(run=run.id, folder=records.at(run), home=home, sandbox=sandbox.id, spec=spec)
     return Ready(run=run, lock=lock, order=order)
+
+
+def _prepared(wanted: Wanted, begun: Begun, home: Path) -> Prepared:
+    ref = wanted.account
+    if wanted.prepare is None or ref is None:
+        return Prepared()
+    served = Served(
+        ref=ref,
+        base_url=f"{ADDRESS}/{ref}",
+        placeholder=begun.placeholders[ref][""],
+        variables=begun.environment.get(ref, {}),
+    )
+    return wanted.prepare(home, served)
+
+
+def _placeholders(wanted: Wanted, begun: Begun, prepared: Prepared) -> dict[str, str]:
+    found: dict[str, str] = {}
+    # The account that was granted first has the variable that two of them share.
+    for ref in wanted.grants:
+        found = dict(begun.environment.get(ref, {})) | found
+    return {name: value for name, value in found.items() if name not in prepared.without} | dict(prepared.environment)
 
 
 @contextlib.contextmanager

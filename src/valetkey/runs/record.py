@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from valetkey.clock import Clock, written
 from valetkey.config import Paths
@@ -36,8 +36,9 @@ _SHORTEST_PREFIX = 4
 class Run:
     """A run as it is kept. `grants` are `provider@account`; `exit_status` is None where nobody saw its end.
 
-    `pid` is the process that is its parent. `home_of` is the run whose home it went on with. `bytes` is what its folder
-    took when it ended.
+    `pid` is the process that is its parent. `home_of` is the run whose home it went on with. `account` is what its
+    agent used of the grants, `method` the login of that account. `read_only`, `allow` and `policy` (a text, None for
+    none) are what it was held to. `bytes` is what its folder took when it ended.
     """
 
     id: str
@@ -47,7 +48,13 @@ class Run:
     sandbox: str
     created_at: datetime
     agent: str | None = None
+    account: str | None = None
+    method: str | None = None
     home_of: str | None = None
+    read_only: bool = False
+    allow: tuple[str, ...] = ()
+    policy: str | None = None
+    policy_file: str = ""
     pid: int | None = None
     ended_at: datetime | None = None
     exit_status: int | None = None
@@ -62,16 +69,11 @@ class Records:
         self._paths = paths
         self._clock = clock
 
-    def create(
-        self,
-        command: tuple[str, ...],
-        *,
-        grants: tuple[str, ...],
-        workspace: Path,
-        sandbox: str,
-        agent: str | None = None,
-    ) -> tuple[Run, FileLock]:
-        """Make a record with its folder, 0700, and hold its lock. Raises: WrongMode, StoreUnwritable."""
+    def create(self, command: tuple[str, ...], *, workspace: Path, **more: Any) -> tuple[Run, FileLock]:
+        """Make a record with its folder, 0700, and hold its lock; `more` are fields of it.
+
+        Raises: WrongMode, StoreUnwritable.
+        """
         for folder in (self._paths.home, self.folder):
             modes.own_folder(str(folder))
         while (at := self.folder / (run_id := secrets.token_hex(6))).exists():
@@ -79,16 +81,9 @@ class Records:
         modes.own_folder(str(at))
         lock = try_lock_file(self._paths.run_lock(run_id))
         assert lock is not None  # noqa: S101 - nobody else knows the folder yet
-        modes.own_folder(str(at / HOME))
-        run = Run(
-            id=run_id,
-            command=command,
-            grants=grants,
-            workspace=str(workspace),
-            sandbox=sandbox,
-            created_at=self._clock.now(),
-            agent=agent,
-        )
+        run = Run(id=run_id, command=command, workspace=str(workspace), created_at=self._clock.now(), **more)
+        if run.home_of is None:
+            modes.own_folder(str(at / HOME))
         save(at, run)
         return run, lock
 
@@ -99,6 +94,17 @@ class Records:
     def home(self, run: Run) -> Path:
         """Give the home that the run has: its own, or that of the run which it goes on with."""
         return self.folder / (run.home_of or run.id) / HOME
+
+    def check_home(self, run: Run) -> None:
+        """See that a run has its home, and alone. Raises: UnknownRun, RunGoesOn."""
+        home = run.home_of or run.id
+        if not self.home(run).is_dir():
+            raise UnknownRun(f"the home of the run {home} is not there any more", hint="begin a new run")
+        for other in self.all():
+            if home in (other.id, other.home_of) and other.id != run.id and self.state(other) == "running":
+                raise RunGoesOn(
+                    f"the run {other.id} goes on in that home", hint=f"run `valetkey runs stop {other.id}` first"
+                )
 
     def all(self) -> list[Run]:
         """Give every run that can be read, the last begun first."""
@@ -193,6 +199,7 @@ def read(folder: Path) -> Run:
         return Run(
             **found
             | {"command": tuple(found["command"]), "grants": tuple(found["grants"])}
+            | {"allow": tuple(found.get("allow", ()))}
             | {name: _time(found, name) for name in ("created_at", "ended_at")}
         )
     except (ValueError, TypeError, KeyError, AttributeError):

@@ -1,0 +1,58 @@
+"""The agents there are: those of the table, and what packages bring under the entry point group `valetkey.agents`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from valetkey.agent import Agent, Login
+from valetkey.errors import BrokenAgent
+from valetkey.packages import any_bring
+
+__all__ = ["BUILT_IN", "GROUP", "agent_for", "chosen"]
+
+GROUP = "valetkey.agents"
+# Imported when it is asked for: most commands are about no agent.
+BUILT_IN = {
+    "claude": "valetkey.agents.claude:Claude",
+    "codex": "valetkey.agents.codex:Codex",
+}
+
+
+def agent_for(id: str) -> Agent | None:
+    """Give the agent of this id, None where there is none. Raises: BrokenAgent for one of a package."""
+    if id in BUILT_IN:
+        module, _, name = BUILT_IN[id].partition(":")
+        found: Agent = getattr(importlib.import_module(module), name)()
+        return found
+    if not id.replace("-", "").isalnum() or not any_bring(GROUP):
+        return None
+    # Loading it takes longer than all the rest here.
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group=GROUP, name=id):
+        try:
+            made: Agent = entry.load()()
+        except Exception as error:  # a plugin is anybody's code
+            raise BrokenAgent(
+                f"the agent {id} could not be loaded: {type(error).__name__}",
+                hint="update or uninstall the package that ships it",
+            ) from error
+        return made
+    return None
+
+
+def chosen(agent: Agent, logins: Sequence[Login]) -> tuple[Login | None, int]:
+    """Give the login that an agent uses, None where it can use none of them, and how many it could.
+
+    First comes one that is for this agent alone (a person has made it for nothing else), then the agent's own
+    providers in its order, then what was named first.
+    """
+    usable = [login for login in logins if login.dialect == agent.dialect or login.ref.provider in agent.providers]
+    order = [*agent.providers]
+
+    def rank(login: Login) -> tuple[bool, int]:
+        provider = login.ref.provider
+        return agent.id not in login.for_agents, order.index(provider) if provider in order else len(order)
+
+    return min(usable, key=rank, default=None), len(usable)

@@ -1,0 +1,84 @@
+"""Claude Code."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from valetkey.agent import Prepared, Served, Session
+from valetkey.agents import home as homes
+from valetkey.errors import HomeUnusable
+from valetkey.provider import DialectId
+from valetkey.sandbox import WORKSPACE
+
+__all__ = ["Claude"]
+
+_STATE = ".claude.json"
+# It names the folder of a project by its path, with `-` for whatever is no letter or digit.
+_SESSIONS = f".claude/projects/{re.sub('[^A-Za-z0-9]', '-', WORKSPACE)}"
+_SESSION = re.compile(r"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\.jsonl")
+# With two of them it takes the API key, whatever was meant.
+_CREDENTIALS = frozenset({"ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"})
+_QUIET = {
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+    "DISABLE_AUTOUPDATER": "1",
+    "DISABLE_TELEMETRY": "1",
+    "DISABLE_ERROR_REPORTING": "1",
+}
+# It asks about a key that it has not seen before, and knows it again by this much of its end.
+_KNOWN_END = 20
+
+
+class Claude:
+    """Claude Code, by API key or with a Claude subscription."""
+
+    id = "claude"
+    program = "claude"
+    install = (
+        "run `npm install -g @anthropic-ai/claude-code`, or name its program as agents.claude.program in config.toml"
+    )
+    dialect: DialectId = "anthropic-messages"
+    providers = ("anthropic",)
+
+    def prepare(self, home: Path, served: Served) -> Prepared:
+        """See Agent. What a person would be asked at the first start is answered in ~/.claude.json."""
+        shown = {name: value for name, value in served.variables.items() if name in _CREDENTIALS}
+        shown = shown or {"ANTHROPIC_AUTH_TOKEN": served.placeholder}
+        state = _state(home)
+        state |= {"hasCompletedOnboarding": True, "theme": state.get("theme", "dark")}
+        projects = _table(state, "projects")
+        _table(projects, WORKSPACE)["hasTrustDialogAccepted"] = True
+        if "ANTHROPIC_API_KEY" in shown:
+            state["customApiKeyResponses"] = {"approved": [shown["ANTHROPIC_API_KEY"][-_KNOWN_END:]], "rejected": []}
+        homes.write(home, _STATE, json.dumps(state).encode())
+        return Prepared(environment={**_QUIET, "ANTHROPIC_BASE_URL": served.base_url, **shown}, without=_CREDENTIALS)
+
+    def command(self, program: Sequence[str], arguments: Sequence[str], session: str | None) -> tuple[str, ...]:
+        """See Agent."""
+        return (*program, *(() if session is None else ("--resume", session)), *arguments)
+
+    def sessions(self, home: Path) -> list[Session]:
+        """See Agent."""
+        return homes.sessions(home, _SESSIONS, _SESSION)
+
+
+def _state(home: Path) -> dict[str, Any]:
+    content = homes.read(home, _STATE)
+    try:
+        state = {} if content is None else json.loads(content)
+    except (ValueError, RecursionError):
+        state = None
+    if not isinstance(state, dict):
+        raise HomeUnusable(f"{home / _STATE} cannot be read", hint="begin a new run, without --resume")
+    return state
+
+
+def _table(above: dict[str, Any], name: str) -> dict[str, Any]:
+    """Give the table of this name, made where it is missing or no table."""
+    if not isinstance(above.get(name), dict):
+        above[name] = {}
+    found: dict[str, Any] = above[name]
+    return found

@@ -1,0 +1,259 @@
+"""The commands of an agent: `AGENT [ARG]…`, `AGENT sessions`, `AGENT resume`; and what makes a run one of an agent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from valetkey.agent import Agent, Login, Session
+from valetkey.cli.frame import State, command, group
+from valetkey.cli.output import ago
+from valetkey.credential import CredentialRef, login_command
+from valetkey.errors import NotLoggedIn, RunError, UnknownSession, UsageError
+
+if TYPE_CHECKING:
+    from valetkey.runs.launch import Wanted
+    from valetkey.runs.record import Records, Run
+
+__all__ = ["command_for", "earlier_run", "for_agent", "go_on_with", "going_on"]
+
+_SHORTEST_PREFIX = 4
+
+
+def command_for(agent: Agent) -> click.Group:
+    """Make the command of an agent."""
+
+    @group(agent.id, cls=_AgentGroup, short_help=f"Run {agent.id} in a sandbox that holds no credential.")
+    def ours(state: State) -> None: ...
+
+    ours.help = (
+        f"Run {agent.id} in this folder: all words but the commands below go to it as they are. Options of the run"
+        f" itself (grants, policy, limits) are those of `valetkey run {agent.id} [OPTION]… -- [ARG]…`."
+    )
+
+    # Hidden, for it is what any other word means.
+    @command(_START, hidden=True, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+    @click.argument("argv", nargs=-1, type=click.UNPROCESSED)
+    def start(state: State, *, argv: tuple[str, ...]) -> None:
+        """Run it."""
+        _begin(state, agent, Path(), argv)
+
+    @command("sessions", short_help=f"List the sessions of {agent.id}.")
+    def sessions(state: State) -> None:
+        """List the sessions that its runs left, the last used first."""
+        found = _sessions(state, agent)
+        state.emit({"sessions": [_as_dict(session, run) for session, run in found]})
+        if not found:
+            state.say(f"No run of {agent.id} has left a session yet. Begin with `valetkey {agent.id}`.")
+            return
+        now = state.clock.now()
+        rows = [(session.id, ago(session.used_at, now), run.id, run.workspace) for session, run in found]
+        state.table(["ID", "USED", "RUN", "WORKSPACE"], rows)
+
+    @command("resume", short_help="Go on with a session.", context_settings={"allow_interspersed_args": False})
+    @click.argument("id", metavar="ID")
+    @click.argument("argv", metavar="[ARG]…", nargs=-1, type=click.UNPROCESSED)
+    def resume(state: State, *, id: str, argv: tuple[str, ...]) -> None:
+        """Go on with a session: a new run, with the home, the workspace and the grants of the one that it was in."""
+        fitting = [(s, run) for s, run in _sessions(state, agent) if s.id == id or _begins(s.id, id)]
+        if len(fitting) != 1:
+            which = "more than one session begins with" if fitting else "there is no session"
+            raise UnknownSession(f"{which} {id[:40]!r}", hint=f"see `valetkey {agent.id} sessions`")
+        ((session, run),) = fitting
+        _begin(state, agent, Path(run.workspace), _words(argv), earlier=run, session=session.id)
+
+    for made in (start, sessions, resume):
+        ours.add_command(made)
+    return ours
+
+
+_START = "start"
+
+
+class _AgentGroup(click.Group):
+    """Gives every word that is no command of ours to the agent."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See click."""
+        if not args or args[0] not in {"sessions", "resume", "--help", "-h"}:
+            args = [_START, "--", *_words(args)]
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Give those that help shows."""
+        return ["sessions", "resume"]
+
+
+def _words(argv: Sequence[str]) -> tuple[str, ...]:
+    """Give what an agent gets: a first `--` only says that nothing behind it is ours."""
+    return tuple(argv[1:] if argv[:1] in (["--"], ("--",)) else argv)
+
+
+def _begins(id: str, prefix: str) -> bool:
+    return len(prefix) >= _SHORTEST_PREFIX and id.startswith(prefix)
+
+
+def _begin(
+    state: State,
+    agent: Agent,
+    workspace: Path,
+    arguments: Sequence[str],
+    *,
+    earlier: Run | None = None,
+    session: str | None = None,
+) -> None:
+    from valetkey.cli.run import begin
+    from valetkey.runs.launch import Wanted
+    from valetkey.workspace import check_workspace
+
+    folder = check_workspace(workspace, home=Path.home(), valetkey_home=state.paths.home)
+    wanted = Wanted(command=(), grants=(), workspace=folder)
+    if earlier is not None:
+        wanted = going_on(state, wanted, earlier)
+    begin(state, for_agent(state, agent, wanted, arguments, session=session))
+
+
+# --- a run for an agent -----------------------------------------------------------------------
+
+
+def for_agent(
+    state: State, agent: Agent, wanted: Wanted, arguments: Sequence[str], *, session: str | None = None
+) -> Wanted:
+    """Give what is wanted with all that this agent needs, or going on with one of its sessions.
+
+    `home_of` without a session: with the last one of that home. Raises: AgentNotInstalled, NotLoggedIn, UnknownSession,
+    WorkspaceRefused, BrokenAgent, ProviderError, StoreError.
+    """
+    from valetkey.agents import chosen
+    from valetkey.agents.program import located
+
+    if wanted.home_of is not None and session is None:
+        session = _last_session(_records(state), agent, wanted.home_of)
+    grants = wanted.grants
+    login, usable = chosen(agent, [_login(state, ref) for ref in grants])
+    if login is None:
+        login, grants = _login(state, own := _own_account(state, agent)), (own, *grants)
+    if usable > 1 or state.verbose:
+        state.note(f"{agent.id} uses {login.ref}" + (f", by its login {login.method}" if login.method else ""))
+    program = located(
+        agent,
+        configured=state.config.agent_program(agent.id),
+        environ=state.environ,
+        home=Path.home(),
+        valetkey_home=state.paths.home,
+    )
+    return replace(
+        wanted,
+        command=agent.command(program.command, arguments, session),
+        grants=grants,
+        mounts=(*wanted.mounts, *program.mounts),
+        agent=agent.id,
+        account=login.ref,
+        method=login.method,
+        prepare=agent.prepare,
+    )
+
+
+def going_on(state: State, wanted: Wanted, earlier: Run) -> Wanted:
+    """Give what is wanted, in the home of an earlier run, under what held for that where nothing else is said."""
+    # Nothing that the earlier one was held to may be lost by going on with it.
+    if wanted.policy is None:
+        wanted = replace(wanted, policy=earlier.policy, policy_file=earlier.policy_file)
+    return replace(
+        wanted,
+        grants=wanted.grants or tuple(state.broker.resolve(name) for name in earlier.grants),
+        read_only=wanted.read_only or earlier.read_only,
+        allow=wanted.allow or earlier.allow,
+        home_of=earlier.home_of or earlier.id,
+    )
+
+
+def earlier_run(state: State, agent: Agent, name: str | None, *, workspace: Path) -> Run:
+    """Give the run of this id, else the last one of the agent in this workspace. Raises: UnknownRun, RunError."""
+    records = _records(state)
+    if name is None:
+        folder = str(workspace.resolve())
+        found = next((run for run in records.all() if (run.agent, run.workspace) == (agent.id, folder)), None)
+        if found is None:
+            raise RunError(f"no run of {agent.id} has been in {folder}", hint=f"begin one: `valetkey run {agent.id}`")
+        return found
+    found = records.find(name)
+    if found.agent != agent.id:
+        raise UsageError(f"the run {found.id} was none of {agent.id}", hint="see `valetkey runs list`")
+    return found
+
+
+def go_on_with(state: State, run: Run, argv: Sequence[str]) -> None:
+    """Begin a run that goes on with this one's last session. Raises: UsageError where no agent could."""
+    from valetkey.agents import agent_for
+
+    agent = None if run.agent is None else agent_for(run.agent)
+    if agent is None:
+        raise UsageError(
+            f"the run {run.id} had no agent that could go on", hint="start its command again: `valetkey run -- CMD`"
+        )
+    _begin(state, agent, Path(run.workspace), _words(argv), earlier=run)
+
+
+def _login(state: State, ref: CredentialRef) -> Login:
+    provider, account = state.catalogue.get(ref.provider), state.store.account(ref)
+    method = None if account is None else provider.method(account.method)
+    return Login(
+        ref=ref,
+        method=None if account is None else account.method,
+        dialect=provider.api.dialect,
+        for_agents=() if method is None else method.for_agents,
+    )
+
+
+def _own_account(state: State, agent: Agent) -> CredentialRef:
+    """Give the default account of the first provider of the agent's own that has one."""
+    refs = [state.broker.resolve(provider) for provider in agent.providers]
+    found = next((ref for ref in refs if state.store.account(ref) is not None), None)
+    if found is None:
+        commands = " or ".join(f"`{login_command(ref)}`" for ref in refs)
+        raise NotLoggedIn(
+            f"there is no account that {agent.id} could use", provider=refs[0].provider, hint=f"run {commands}"
+        )
+    return found
+
+
+# --- sessions ---------------------------------------------------------------------------------
+
+
+def _sessions(state: State, agent: Agent) -> list[tuple[Session, Run]]:
+    """Give every session of an agent with the last run that had its home, the last used first."""
+    records = _records(state)
+    homes: dict[Path, Run] = {}
+    for run in records.all():
+        if run.agent == agent.id:
+            homes.setdefault(records.home(run), run)
+    found = [(session, run) for home, run in homes.items() for session in agent.sessions(home)]
+    return sorted(found, key=lambda one: one[0].used_at, reverse=True)
+
+
+def _last_session(records: Records, agent: Agent, home_of: str) -> str:
+    found = agent.sessions(records.home(records.find(home_of)))
+    if not found:
+        raise UnknownSession(f"the run {home_of} left no session of {agent.id}", hint="begin a new one")
+    return found[0].id
+
+
+def _records(state: State) -> Records:
+    from valetkey.runs.record import Records
+
+    return Records(state.paths, state.clock)
+
+
+def _as_dict(session: Session, run: Run) -> dict[str, Any]:
+    return {
+        "id": session.id,
+        "used_at": session.used_at,
+        "run": run.id,
+        "workspace": run.workspace,
+        "grants": list(run.grants),
+    }
