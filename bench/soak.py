@@ -10,6 +10,7 @@ from pathlib import Path
 TRIALS = (
     "tests/e2e/test_trials.py",
     "tests/e2e/test_gateway_peers.py",
+    "tests/e2e/test_run_many.py",
     "tests/contract/test_gateway_fuzz.py",
     "tests/contract/test_stores.py",
     "tests/unit",
