@@ -131,7 +131,8 @@ def test_after_a_kill_the_next_gateway_serves_a_run_at_the_same_path(
         folder = run.folder.stat().st_ino
         assert ask(run, "/acme/one", **shown)[0] == 200
         kill(line)
-        with pytest.raises(ConnectionRefusedError):
+        # Refused, or cut off by the last of its threads that goes.
+        with pytest.raises(ConnectionError):
             ask(run, "/acme/one")
         assert line("up", "--json").status == 0
         # What is mounted in a sandbox is the folder: that has to be the same one.
