@@ -299,3 +299,17 @@ def test_the_trace_says_who_asked_with_a_key_that_has_ended_and_what_for(tmp_pat
         ("", "/acme/x", "key_refused"),
         (live[3:15], "/other/y", "unknown_provider"),
     ]
+
+
+@pytest.mark.parametrize("cut", range(6))
+def test_an_empty_line_between_two_requests_is_none_wherever_it_is_cut(tmp_path: Path, cut: int) -> None:
+    with Upstream() as upstream, running_gateway(acme(upstream.url), home=tmp_path) as gateway:
+        head = f"GET /acme/x HTTP/1.1\r\nHost: g\r\nx-api-key: {gateway.key()}\r\n\r\n".encode()
+        with gateway.raw() as client:
+            upstream.until(lambda: len(gateway.gateway.connections) == 1)
+            (connection,) = gateway.gateway.connections
+            text, at = head + b"\r\n" + head, len(head) - 2 + cut
+            # In pieces of one, two and the rest: what a socket would give is up to the kernel.
+            for piece in (text[: at - 1], text[at - 1 : at + 1], text[at + 1 :]):
+                gateway.do(lambda piece=piece: connection.data_received(piece))
+            assert [client.answer()[0] for _ in range(2)] == [200, 200]

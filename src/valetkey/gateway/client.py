@@ -133,6 +133,9 @@ class ClientConnection(asyncio.Protocol):
                 self._unparsable(error)
         if self._seen > MAX_HEAD_BYTES and not self._stopped:
             self._refuse(431, _TOO_LONG)
+        if self._line == b"" and data[-2:] == b"\n\r" and self._receiving and not self._receiving.up.received:
+            # The parser has taken half of an empty line; the other half comes in the next piece.
+            self._line = b"\r"
         queue = self.queue
         if queue:
             front = queue[0]
