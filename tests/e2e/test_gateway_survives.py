@@ -70,6 +70,8 @@ def refused(port: int) -> bool:
         socket.create_connection(("127.0.0.1", port), PATIENCE_SECONDS).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # The socket was still there and closed at once: it is on its way out.
+        return False
     return False
 
 
