@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +18,7 @@ from tests.support.runs import clear
 from tests.support.servers import ApiMock, ModelServer, api_mock, model_server
 from tests.support.tls import CertificateAuthority
 from valetkey.http import HttpClient
-
-# What a developer's shell may hold: credentials, proxies, our own settings, and what tells us where we run.
-_FOREIGN = re.compile(
-    r".*_(API_KEY|API_TOKEN|AUTH_TOKEN|ACCESS_TOKEN|TOKEN|BASE_URL|API_BASE|PROXY)|(HTTP|HTTPS|ALL|NO|FTP)_PROXY"
-    r"|(AWS|AZURE|GOOGLE|GCLOUD|CLOUDSDK|VERTEX|ANTHROPIC|OPENAI|CLAUDE|CODEX|GEMINI|GH|GITHUB|VALETKEY|XDG|SSH)_.*"
-    r"|DISPLAY|WAYLAND_DISPLAY|BROWSER|CI|DBUS_SESSION_BUS_ADDRESS|NO_COLOR|FORCE_COLOR|CLICOLOR.*",
-    re.IGNORECASE,
-)
+from valetkey.testing.environment import foreign
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,9 +37,8 @@ def anyio_backend() -> str:
 @pytest.fixture(autouse=True)
 def _own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take away what the developer's shell has, and the real home folder."""
-    for name in list(os.environ):
-        if _FOREIGN.fullmatch(name):
-            monkeypatch.delenv(name)
+    for name in foreign(os.environ):
+        monkeypatch.delenv(name)
     user = tmp_path / "user"
     user.mkdir(mode=0o700)
     monkeypatch.setenv("HOME", str(user))
@@ -74,9 +65,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def clock() -> FakeClock:
+def clock(valetkey_clock: FakeClock) -> FakeClock:
     """Give a clock that stands still until the test moves it."""
-    return FakeClock()
+    return valetkey_clock
 
 
 @pytest.fixture

@@ -1,34 +1,28 @@
-"""What every flow promises, run for each of the six kinds: the table of flows, as far as it is the same for all."""
+"""What every flow promises (valetkey.testing.suites.flows), for each of the six kinds, and what ours promise beside."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from tests.support.authorization_server import AuthorizationServer
 from tests.support.clock import START, FakeClock
 from tests.support.declarations import KINDS, flow, method
-from valetkey.credential import ApiKey, Credential, ExchangedKey, Fields, OAuthToken, Secret, secrets_of
+from valetkey.credential import ApiKey, Credential, ExchangedKey, OAuthToken, Secret, secrets_of
 from valetkey.errors import (
     InvalidParameter,
-    KeyForbidden,
-    KeyRejected,
     MissingParameter,
-    PollFailed,
     ProviderCheckFailed,
-    ProviderFault,
-    RefreshNotSupported,
-    RefreshRejected,
     ValetkeyError,
-    ValidationFailed,
 )
-from valetkey.flow import AuthFlow, EnterFields, PendingAuthorization
+from valetkey.flow import AuthFlow, PendingAuthorization
 from valetkey.http import HttpClient
 from valetkey.provider import AuthKind, Parameter
+from valetkey.testing.suites.flows import FlowCase, FlowSuite
 
 KEY = "sk-" + "k" * 40
 ACCESS_TOKEN = "at-" + "a" * 40
@@ -80,29 +74,54 @@ async def logged_in(subject: AuthFlow, kind: AuthKind, server: AuthorizationServ
     return await subject.complete(pending, answer_of(kind, pending, server))
 
 
+class TestFlows(FlowSuite):
+    """Each of them."""
+
+    @pytest.fixture(params=KINDS)
+    def case(self, request: pytest.FixtureRequest, authorization_server: AuthorizationServer, begin: Begin) -> FlowCase:
+        kind: AuthKind = request.param
+        server, renewal = authorization_server, "/exchange" if request.param == "device-exchange" else "/token"
+
+        def answers(path: str, **answer: Any) -> None:
+            server.forget(path)
+            server.answers(path, **answer)
+
+        def probe(status: int) -> None:
+            for path in ("/api/probe", "/v1/models"):
+                answers(path, status=status, json={"name": f"secret {KEY}" if status != 200 else "Lab", "data": []})
+
+        def end() -> None:
+            for path, status in (("/token", 400), ("/exchange", 401)):
+                answers(path, status=status, json={"error": "invalid_grant"})
+
+        return FlowCase(
+            flow=begin(kind),
+            provider="test",
+            method=kind,
+            answer=lambda pending: answer_of(kind, pending, server),
+            sends=lambda: len(server.requests),
+            secrets=SECRETS,
+            probe=probe,
+            renew=(lambda: answers(renewal, json={"access_token": "next", "token": "next"}))
+            if kind in POLLED
+            else None,
+            end=end if kind in POLLED else None,
+            # A server of the user's own has a health check in place of the probe.
+            checked=ProviderCheckFailed if kind == "custom" else None,
+        )
+
+
 @each_kind
-async def test_a_flow_knows_its_kind(begin: Begin, kind: AuthKind) -> None:
+async def test_a_flow_knows_its_kind_and_how_long_a_login_may_take(begin: Begin, kind: AuthKind) -> None:
     assert begin(kind).kind == kind
+    assert (await begin(kind).initiate()).expires_at > START
 
 
 @each_kind
-async def test_what_the_user_has_to_do_is_json_without_a_secret(begin: Begin, kind: AuthKind) -> None:
-    pending = await begin(kind).initiate()
-    shown = json.dumps(dataclasses.asdict(pending.action))
-    # The state is in the URL that the browser opens; that is what it is for.
-    hidden = {value for name, value in pending.private.items() if name != "state"}
-    assert not any(value in shown for value in hidden)
-    assert not any(value in repr(pending) for value in hidden)
-    assert (pending.provider, pending.method) == ("test", kind)
-    assert pending.expires_at > START
-
-
-@each_kind
-async def test_a_login_ends_in_a_credential_that_names_its_method(
+async def test_a_login_ends_in_a_credential_of_its_own_kind(
     authorization_server: AuthorizationServer, begin: Begin, kind: AuthKind
 ) -> None:
     credential = await logged_in(begin(kind), kind, authorization_server)
-    assert credential.method == kind
     expected: dict[AuthKind, type[object]] = {
         "api-key": ApiKey,
         "cloud": ApiKey,
@@ -112,8 +131,6 @@ async def test_a_login_ends_in_a_credential_that_names_its_method(
         "device-exchange": ExchangedKey,
     }
     assert type(credential) is expected[kind]
-    assert all(secrets_of(credential).values())
-    assert not any(secret in repr(credential) for secret in SECRETS)
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "custom"])
@@ -146,35 +163,6 @@ async def test_parameters_that_are_not_as_declared_end_the_login(
     assert authorization_server.requests == []
 
 
-@each_kind
-async def test_an_answer_of_another_kind_is_refused(
-    authorization_server: AuthorizationServer, begin: Begin, kind: AuthKind
-) -> None:
-    subject = begin(kind)
-    pending = await subject.initiate()
-    sent = len(authorization_server.requests)
-    with pytest.raises(InvalidParameter):
-        await subject.complete(pending, {**answer_of(kind, pending, authorization_server), "something": "else"})
-    assert len(authorization_server.requests) == sent
-
-
-@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("device", "device-exchange")])
-async def test_an_empty_answer_is_missing_something(begin: Begin, kind: AuthKind) -> None:
-    subject = begin(kind)
-    with pytest.raises(MissingParameter):
-        await subject.complete(await subject.initiate(), {})
-
-
-@pytest.mark.parametrize("kind", FORMS)
-async def test_a_form_has_nothing_to_poll(begin: Begin, kind: AuthKind) -> None:
-    subject = begin(kind)
-    pending = await subject.initiate()
-    assert isinstance(pending.action, EnterFields)
-    with pytest.raises(PollFailed) as caught:
-        await subject.poll(pending)
-    assert not caught.value.retryable
-
-
 @pytest.mark.parametrize("kind", POLLED)
 async def test_a_poll_says_pending_or_done(
     authorization_server: AuthorizationServer, begin: Begin, kind: AuthKind
@@ -193,13 +181,6 @@ async def test_a_poll_says_pending_or_done(
     assert not isinstance(await subject.poll(pending), PendingAuthorization)
 
 
-@pytest.mark.parametrize("kind", FORMS)
-async def test_a_key_has_no_renewal(authorization_server: AuthorizationServer, begin: Begin, kind: AuthKind) -> None:
-    credential = await logged_in(begin(kind), kind, authorization_server)
-    with pytest.raises(RefreshNotSupported):
-        await begin(kind).refresh(credential)
-
-
 @pytest.mark.parametrize("kind", POLLED)
 async def test_a_token_is_renewed_and_what_it_does_not_change_stays(
     authorization_server: AuthorizationServer, begin: Begin, kind: AuthKind
@@ -216,47 +197,6 @@ async def test_a_token_is_renewed_and_what_it_does_not_change_stays(
     assert isinstance(old, OAuthToken)
     assert isinstance(new, OAuthToken)
     assert new.refresh_token == old.refresh_token == Secret(REFRESH_TOKEN)
-
-
-@pytest.mark.parametrize("kind", POLLED)
-async def test_a_login_that_the_provider_ended_is_rejected(
-    authorization_server: AuthorizationServer, begin: Begin, kind: AuthKind
-) -> None:
-    credential = await logged_in(begin(kind), kind, authorization_server)
-    for path, status in (("/token", 400), ("/exchange", 401)):
-        authorization_server.forget(path)
-        authorization_server.answers(path, status=status, json={"error": "invalid_grant"})
-    with pytest.raises(RefreshRejected) as caught:
-        await begin(kind).refresh(credential)
-    assert caught.value.hint == f"run `valetkey login test --method {kind}`"
-
-
-@each_kind
-async def test_a_credential_of_another_kind_is_not_renewed(begin: Begin, kind: AuthKind) -> None:
-    with pytest.raises(RefreshNotSupported):
-        await begin(kind).refresh(Fields(method=kind, values={"user": Secret("u")}))
-
-
-@each_kind
-@pytest.mark.parametrize(
-    ("status", "expected"), [(401, KeyRejected), (403, KeyForbidden), (500, ProviderFault), (404, ValidationFailed)]
-)
-async def test_each_refusal_of_the_probe_is_an_error_of_its_own(
-    authorization_server: AuthorizationServer,
-    begin: Begin,
-    kind: AuthKind,
-    status: int,
-    expected: type[ValetkeyError],
-) -> None:
-    credential = await logged_in(begin(kind), kind, authorization_server)
-    for path in ("/api/probe", "/v1/models"):
-        authorization_server.answers(
-            path, status=status, text=f"secret {KEY} {ACCESS_TOKEN}", content_type="text/plain"
-        )
-    # A server of the user's own has a health check in place of the probe.
-    with pytest.raises(ProviderCheckFailed if kind == "custom" else expected) as caught:
-        await begin(kind).validate(credential)
-    assert not any(secret in str(caught.value.as_dict()) for secret in SECRETS)
 
 
 @each_kind

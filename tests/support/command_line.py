@@ -14,20 +14,18 @@ import sys
 import termios
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from tests.support.local_server import Answer, LocalServer, Received
+from valetkey.testing.command_line import PATIENCE_SECONDS, Done
+from valetkey.testing.command_line import CommandLine as OwnCommandLine
+from valetkey.testing.local_server import Answer, LocalServer, Received
 
-__all__ = ["ORDINARY", "CommandLine", "Done", "Terminal", "api_server"]
+__all__ = ["ORDINARY", "PATIENCE_SECONDS", "CommandLine", "Done", "Terminal", "api_server"]
 
-PATIENCE_SECONDS = 20.0
 # Root starts no run: where the tests run as root, they do this as an ordinary user of a namespace of their own.
 ORDINARY = (
     (str(shutil.which("unshare")), "--user", "--map-user=1000", "--map-group=1000", "--") if os.geteuid() == 0 else ()
 )
-_KEPT = ("PATH", "LANG", "COVERAGE_PROCESS_START")
 # Makes standard input the controlling terminal: without one there is neither Ctrl-C nor /dev/tty.
 _ON_TERMINAL = """
 import fcntl, os, sys, termios
@@ -37,60 +35,8 @@ os.execv(sys.executable, [sys.executable, "-m", "valetkey", *sys.argv[1:]])
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Done:
-    """What a command left."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """Decode stdout as the one JSON document that it has to be."""
-        return json.loads(self.out)
-
-
-@dataclass(kw_only=True)
-class CommandLine:
-    """Runs `valetkey` with a VALETKEY_HOME and nothing of the developer's environment."""
-
-    home: Path
-    environ: dict[str, str] = field(default_factory=dict)
-    # What goes before the command.
-    through: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Take over what a program needs to run at all."""
-        user = self.home.parent / "user"
-        kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-        self.environ = {
-            **kept,
-            "HOME": str(user),
-            "VALETKEY_HOME": str(self.home),
-            "VALETKEY_STORE_KEY_SOURCE": "key-file",
-            # Any free one: tests run side by side.
-            "VALETKEY_GATEWAY_PORT": "0",
-            **self.environ,
-        }
-
-    def __call__(
-        self,
-        *words: str,
-        stdin: str | bytes = b"",
-        environ: Mapping[str, str] | None = None,
-        patience_seconds: float = PATIENCE_SECONDS,
-    ) -> Done:
-        """Run it without a terminal."""
-        done = subprocess.run(
-            [*self.through, sys.executable, "-m", "valetkey", *words],
-            input=stdin.encode() if isinstance(stdin, str) else stdin,
-            env={**self.environ, **(environ or {})},
-            capture_output=True,
-            timeout=patience_seconds,
-            check=False,
-        )
-        return Done(status=done.returncode, out=done.stdout.decode(), err=done.stderr.decode())
+class CommandLine(OwnCommandLine):
+    """Runs `valetkey` with a VALETKEY_HOME and nothing of the developer's environment, on a terminal too."""
 
     @contextlib.contextmanager
     def terminal(self, *words: str, environ: Mapping[str, str] | None = None) -> Iterator[Terminal]:

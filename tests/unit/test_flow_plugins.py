@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from valetkey.http import HttpClient
 from valetkey.method_choice import choose_method
 from valetkey.provider import AuthMethod, Inject, Loopback, Provider, Redirect
 from valetkey.sdk import logins
+from valetkey.testing.suites import FlowCase, FlowSuite
 
 DOCS = (Path(__file__).parents[2] / "docs" / "providers.md").read_text(encoding="utf-8")
 (EXAMPLE,) = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
@@ -102,6 +104,32 @@ async def test_the_example_logs_in_and_is_renewed(
     assert record is not None
     assert record.credential == access.credential
     broker.close()
+
+
+class TestExample(FlowSuite):
+    """The example does what every flow promises."""
+
+    @pytest.fixture
+    def case(self, site: Path, authorization_server: AuthorizationServer, subject: AuthFlow) -> FlowCase:
+        ship(site, EXAMPLE)
+        server = authorization_server
+
+        def answers(path: str, **answer: Any) -> None:
+            server.forget(path)
+            server.answers(path, **answer)
+
+        answers("/token", json={"access_token": OLD, "refresh_token": RENEWAL, "expires_in": 3600})
+        return FlowCase(
+            flow=subject,
+            provider="test",
+            method="badge",
+            answer=lambda _: {"pin": "1234"},
+            sends=lambda: len(server.requests),
+            secrets=(OLD, NEW, RENEWAL),
+            probe=lambda status: answers("/api/probe", status=status, json={"name": "Ann"}),
+            renew=lambda: answers("/token", json={"access_token": NEW, "expires_in": 3600}),
+            end=lambda: answers("/token", status=400, json={"error": "invalid_grant"}),
+        )
 
 
 @pytest.mark.anyio

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,43 +24,9 @@ from valetkey.runs.parent import watch
 from valetkey.runs.record import Records, save
 from valetkey.sandbox import Limits, Mount
 from valetkey.stores.locks import try_lock_file
+from valetkey.testing.granting import CERTIFICATE, FakeGranting
 
 ACME, WORK = CredentialRef(provider="acme", account="default"), CredentialRef(provider="acme", account="work")
-CERTIFICATE = b"-----BEGIN CERTIFICATE-----\nours\n-----END CERTIFICATE-----\n"
-
-
-@dataclass
-class Begun:
-    environment: Mapping[CredentialRef, Mapping[str, str]]
-    folder: Path
-    certificate: str = CERTIFICATE.decode()
-
-    @property
-    def placeholders(self) -> Mapping[CredentialRef, Mapping[str, str]]:
-        return {ref: {"": f"file-placeholder-of-{ref.account}"} for ref in self.environment}
-
-
-@dataclass
-class Granting:
-    """Grants everything but what is `missing`, and keeps which runs there are."""
-
-    at: Path
-    missing: tuple[CredentialRef, ...] = ()
-    granted: list[str] = field(default_factory=list)
-
-    def begin(self, run: str, wanted: Wanted) -> Begun:
-        self.granted.append(run)
-        lacking = [str(ref) for ref in wanted.grants if ref in self.missing]
-        if lacking:
-            raise NotLoggedIn(f"no credential is stored for {', '.join(lacking)}", hint="run `valetkey login acme`")
-        return Begun({ref: {"ACME_KEY": f"placeholder-of-{ref.account}"} for ref in wanted.grants}, self.at / run)
-
-    def end(self, run: str) -> None:
-        if run in self.granted:
-            self.granted.remove(run)
-
-    def live(self) -> list[str]:
-        return list(self.granted)
 
 
 class Place:
@@ -71,7 +36,7 @@ class Place:
         self.paths = Paths(home=folder / "home")
         self.records = Records(self.paths, clock)
         self.audit = Audit(self.paths, clock)
-        self.granting = Granting(folder / "sockets")
+        self.granting = FakeGranting(at=folder / "sockets")
         self.sandbox = PlainSandbox()
         self.workspace = folder / "workspace"
         self.workspace.mkdir()
@@ -177,8 +142,8 @@ def test_the_order_has_placeholders_the_way_out_and_nothing_of_the_host(place: P
     assert environment["TERM"] == "xterm"
     assert "SSH_AUTH_SOCK" not in environment
     assert "canary" not in order.as_json()
-    assert order.spec.files["/etc/valetkey/ca.pem"] == CERTIFICATE
-    assert order.spec.files["/etc/valetkey/ca-bundle.pem"] == b"system\n" + CERTIFICATE
+    assert order.spec.files["/etc/valetkey/ca.pem"] == CERTIFICATE.encode()
+    assert order.spec.files["/etc/valetkey/ca-bundle.pem"] == b"system\n" + CERTIFICATE.encode()
     assert environment["SSL_CERT_FILE"] == "/etc/valetkey/ca-bundle.pem"
     assert order.spec.gateway == place.granting.at / order.run
 

@@ -1,0 +1,96 @@
+"""What every agent promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+
+import pytest
+
+from valetkey.agent import Agent, Served
+from valetkey.config import Paths
+from valetkey.credential import CredentialRef
+from valetkey.errors import HomeUnusable
+from valetkey.providers import catalogue
+from valetkey.workspace import check_file_target
+
+__all__ = ["AgentSuite"]
+
+SESSION = "0199c3a0-5d2b-7c31-9d0e-1f2a3b4c5d6e"
+
+
+def served(agent: Agent, **variables: str) -> Served:
+    ref = CredentialRef(provider=agent.providers[-1], account="work")
+    url = f"http://127.0.0.1:3128/{ref}"
+    return Served(ref=ref, base_url=url, placeholder="placeholder-" + secrets.token_hex(8), variables=variables)
+
+
+def files(home: Path) -> list[Path]:
+    return [path for path in home.rglob("*") if path.is_file()]
+
+
+class AgentSuite:
+    """Subclass it with a fixture `agent`. Its providers have to be built in, or shipped by an installed package.
+
+    What it writes into its home has to be JSON, or nothing.
+    """
+
+    @pytest.fixture
+    def agent_home(self, tmp_path: Path) -> Path:
+        """Give the home of a first run."""
+        (folder := tmp_path / "agent").mkdir()
+        return folder
+
+    def test_it_is_pointed_at_its_account_and_shows_the_placeholder(self, agent: Agent, agent_home: Path) -> None:
+        account = served(agent)
+        prepared = agent.prepare(agent_home, account)
+        said = [*prepared.environment.values(), *(content.decode() for content in prepared.files.values())]
+        assert any(account.base_url in text for text in said)
+        assert account.placeholder in prepared.environment.values()
+        for target in prepared.files:
+            check_file_target(target)
+
+    def test_its_providers_are_there_and_speak_its_dialect(self, agent: Agent, tmp_path: Path) -> None:
+        providers = catalogue(Paths(home=tmp_path))
+        assert {providers.get(name).api.dialect for name in agent.providers} == {agent.dialect}
+
+    def test_it_keeps_what_is_in_the_home_of_an_earlier_run(self, agent: Agent, agent_home: Path) -> None:
+        agent.prepare(agent_home, served(agent))
+        for path in files(agent_home):
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"numStartups": 3}))
+        agent.prepare(agent_home, served(agent))
+        assert all(json.loads(path.read_text())["numStartups"] == 3 for path in files(agent_home))
+
+    def test_a_link_that_a_run_left_leads_nowhere(self, agent: Agent, agent_home: Path, tmp_path: Path) -> None:
+        """A run can leave any link in its home; what it leads to outside is neither read nor written."""
+        agent.prepare(agent_home, served(agent))
+        outside = tmp_path / "outside"
+        outside.write_text('{"mine": 1}')
+        for path in files(agent_home):
+            path.unlink()
+            path.symlink_to(outside)
+            with pytest.raises(HomeUnusable):
+                agent.prepare(agent_home, served(agent))
+            path.unlink()
+            os.mkfifo(path)
+            with pytest.raises(HomeUnusable):
+                agent.prepare(agent_home, served(agent))
+            path.unlink()
+            path.mkdir()
+            with pytest.raises(HomeUnusable):
+                agent.prepare(agent_home, served(agent))
+        assert outside.read_text() == '{"mine": 1}'
+
+    def test_a_session_to_go_on_with_stands_in_its_command_and_the_words_stay(self, agent: Agent) -> None:
+        without = agent.command(("node", "it"), ("exec", "-x", "hi there"), None)
+        going_on = agent.command(("node", "it"), ("exec", "-x", "hi there"), SESSION)
+        for command in (without, going_on):
+            assert command[:2] == ("node", "it")
+            assert command[-2:] == ("-x", "hi there")
+        assert SESSION in going_on
+        assert [word for word in going_on if word in without] == list(without)
+
+    def test_a_home_without_sessions_has_none(self, agent: Agent, agent_home: Path) -> None:
+        assert agent.sessions(agent_home) == []
