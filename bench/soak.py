@@ -11,6 +11,7 @@ TRIALS = (
     "tests/e2e/test_trials.py",
     "tests/e2e/test_gateway_peers.py",
     "tests/e2e/test_run_many.py",
+    "tests/e2e/test_run_long.py",
     "tests/contract/test_gateway_fuzz.py",
     "tests/contract/test_stores.py",
     "tests/unit",

@@ -16,7 +16,15 @@ from typing import TypeVar
 
 import httpx2
 
-from valetkey.errors import ConnectTimeout, NameNotResolved, TlsFailed, TransportError, UnclearAnswer, Unreachable
+from valetkey.errors import (
+    ConfigError,
+    ConnectTimeout,
+    NameNotResolved,
+    TlsFailed,
+    TransportError,
+    UnclearAnswer,
+    Unreachable,
+)
 from valetkey.proxies import proxies_named, variables_of_gateway, without_gateway
 
 __all__ = ["HttpClient", "Response", "in_thread", "translate"]
@@ -86,7 +94,13 @@ class HttpClient:
         if self._ca_file is None:
             return True
         context = ssl.create_default_context()
-        context.load_verify_locations(cafile=self._ca_file)
+        try:
+            context.load_verify_locations(cafile=self._ca_file)
+        except OSError as error:  # ssl's own are too
+            raise ConfigError(
+                f"network.ca_file cannot be read as certificates: {self._ca_file}",
+                hint="name a file of PEM certificates: `valetkey config show`",
+            ) from error
         return context
 
     def send(
@@ -100,7 +114,8 @@ class HttpClient:
     ) -> Response:
         """Send it and read the whole answer, whatever its status.
 
-        Raises: ConnectTimeout, NameNotResolved, TlsFailed, Unreachable, UnclearAnswer (too large).
+        Raises: ConnectTimeout, NameNotResolved, TlsFailed, Unreachable, UnclearAnswer (too large); ConfigError, where
+        `ca_file` is none.
         """
         limit = self._timeout_seconds if timeout_seconds is None else timeout_seconds
         try:

@@ -1,14 +1,17 @@
-"""Providers' servers behind doors, and the gateway in front of them: once for all tests of a worker."""
+"""Providers' servers behind doors with the gateway in front of them, once for a worker; and a line of one's own."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import CommandLine
+from tests.support.command_line import ORDINARY, CommandLine
+from tests.support.gateway_process import end
+from tests.support.local_server import Answer, LocalServer, Received
 from tests.support.runs import clear
 from tests.support.servers import ApiMock
 from tests.support.serving_gateway import GatewayProcess, serving
@@ -86,3 +89,25 @@ def reach(
     if gateway is not None:
         for secret in [gateway.key, *(service.door.key for service in upstreams.services.values())]:
             assert gateway.shows(secret) == []
+
+
+@pytest.fixture
+def line() -> Iterator[CommandLine]:
+    """Give the command line of an ordinary user; a gateway that it leaves is ended."""
+    # Its path is short, so that sockets are in it.
+    with tempfile.TemporaryDirectory(prefix="vk") as folder:
+        (home := Path(folder, "home")).mkdir(mode=0o700)
+        line = CommandLine(home=home, through=ORDINARY)
+        yield line
+        end(line)
+
+
+@pytest.fixture
+def server() -> Iterator[LocalServer]:
+    """Give a provider's server that takes whatever credential and serves whatever is asked."""
+
+    def respond(request: Received) -> Answer:
+        return Answer(headers={"content-type": "text/plain"}, body=b"served")
+
+    with LocalServer(respond) as running:
+        yield running

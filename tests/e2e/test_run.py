@@ -9,39 +9,18 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
-from tests.support.command_line import ORDINARY, CommandLine
-from tests.support.gateway_process import declare, end, kill, until
+from tests.support.command_line import CommandLine
+from tests.support.gateway_process import declare, kill, until
 from tests.support.local_server import Answer, LocalServer, Received
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 # Of the form of a key, and made at run time.
 KEY = "sk-" + "canary" + os.urandom(12).hex()
-
-
-@pytest.fixture
-def line() -> Iterator[CommandLine]:
-    # Its path is short, so that sockets are in it.
-    with tempfile.TemporaryDirectory(prefix="vk") as folder:
-        (home := Path(folder, "home")).mkdir(mode=0o700)
-        line = CommandLine(home=home, through=ORDINARY)
-        yield line
-        end(line)
-
-
-@pytest.fixture
-def server() -> Iterator[LocalServer]:
-    def respond(request: Received) -> Answer:
-        return Answer(headers={"content-type": "text/plain"}, body=b"served")
-
-    with LocalServer(respond) as running:
-        yield running
 
 
 @pytest.fixture
@@ -221,6 +200,15 @@ def test_on_a_terminal_it_has_one_of_its_own(line: CommandLine, workspace: Path)
         assert terminal.end() == 3
     (kept,) = line("runs", "list", "--json").json["runs"]
     assert "interrupted" in line("runs", "logs", kept["id"]).out
+
+
+def test_a_limit_that_ended_a_run_is_named(line: CommandLine, workspace: Path) -> None:
+    words = ("run", "--time", "0.5", "--workspace", str(workspace), "--", "sleep", "600")
+    done = line(*words)
+    assert (done.status, done.err) == (143, "valetkey: the run was ended: it had reached its limit of time\n")
+    with line.terminal(*words) as terminal:
+        terminal.expect("valetkey: the run was ended: it had reached its limit of time\r\n")
+        assert terminal.end() == 143
 
 
 def test_what_is_told_of_runs_as_json_is_documented(line: CommandLine, workspace: Path) -> None:

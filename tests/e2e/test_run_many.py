@@ -7,38 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.support.command_line import ORDINARY, CommandLine
-from tests.support.gateway_process import declare, end, kill, until
-from tests.support.local_server import Answer, LocalServer, Received
+from tests.support.command_line import CommandLine
+from tests.support.gateway_process import declare, kill, until
+from tests.support.local_server import LocalServer
 
 FEW = 8
 FULL = 50 if os.environ.get("VALETKEY_SOAK") else FEW
 PATIENCE_SECONDS = 240
-
-
-@pytest.fixture
-def line() -> Iterator[CommandLine]:
-    # Its path is short, so that sockets are in it.
-    with tempfile.TemporaryDirectory(prefix="vk") as folder:
-        (home := Path(folder, "home")).mkdir(mode=0o700)
-        line = CommandLine(home=home, through=ORDINARY)
-        yield line
-        end(line)
-
-
-@pytest.fixture
-def server() -> Iterator[LocalServer]:
-    def respond(request: Received) -> Answer:
-        return Answer(headers={"content-type": "text/plain"}, body=b"served")
-
-    with LocalServer(respond) as running:
-        yield running
 
 
 class Going:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.gateway_process import until
 from tests.support.sandboxed import PYTHON, Place, sandbox_place
 from valetkey.sandboxes import sandbox_for
 from valetkey.sandboxes.terminal import read_now
@@ -21,13 +22,23 @@ from valetkey.sandboxes.terminal import read_now
 PROGRAM = """
 import sys
 from pathlib import Path
+from tests.support.gateway_process import until
 from tests.support.sandboxed import Place
 from valetkey.sandboxes import sandbox_for
 from valetkey.sandboxes.terminal import run_on_terminal
 place = Place(root=Path(sys.argv[1]), sandbox=sandbox_for("bubblewrap"))
+def started(_):
+    {started}
+spec = place.spec(*sys.argv[3:])
 with open(sys.argv[2], "wb") as record:
-    sys.exit(run_on_terminal(place.sandbox, place.spec(*sys.argv[3:]), terminal=0, record=record.write))
+    sys.exit(run_on_terminal(place.sandbox, spec, terminal=0, record=record.write, started=started))
 """
+# Says the size that its terminal has once a new one was told.
+SIZES = (
+    "import os, signal\n"
+    "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])\n"
+    "print('up', flush=True)\nsignal.sigwait([signal.SIGWINCH])\nprint(os.get_terminal_size())"
+)
 
 
 @pytest.fixture
@@ -39,14 +50,15 @@ def place() -> Iterator[Place]:
 class Session:
     """A user at a terminal, who has started a command in a sandbox."""
 
-    def __init__(self, place: Place, *command: str) -> None:
+    def __init__(self, place: Place, *command: str, started: str = "") -> None:
         self.outer, self.inner = os.openpty()
         termios.tcsetwinsize(self.outer, (33, 77))
         self.before = termios.tcgetattr(self.inner)
         self.record = place.root / "output.log"
         self.seen = b""
+        program = PROGRAM.format(started=started or "pass")
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(place.root), str(self.record), *command],
+            [sys.executable, "-c", program, str(place.root), str(self.record), *command],
             stdin=self.inner,
             stdout=self.inner,
             stderr=subprocess.PIPE,
@@ -94,17 +106,51 @@ def test_it_is_a_terminal_of_the_users_size(place: Place) -> None:
 
 
 def test_a_new_size_is_passed_on(place: Place) -> None:
-    sizes = (
-        "import os, signal\n"
-        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])\n"
-        "print('up', flush=True)\nsignal.sigwait([signal.SIGWINCH])\nprint(os.get_terminal_size())"
-    )
-    with Session(place, PYTHON, "-c", sizes) as session:
+    with Session(place, PYTHON, "-c", SIZES) as session:
         session.until("up")
         termios.tcsetwinsize(session.outer, (44, 88))
         session.process.send_signal(signal.SIGWINCH)
         session.until("columns=88, lines=44")
         assert session.status() == 0
+
+
+def test_a_new_size_is_passed_on_whichever_thread_is_told(place: Place) -> None:
+    os.mkfifo(place.root / "told")
+    tells = (
+        "import signal, threading; threading.Thread(target=lambda: (open(sys.argv[1] + '/told').read(),"
+        " signal.pthread_kill(threading.get_ident(), signal.SIGWINCH)), daemon=True).start()"
+    )
+    with Session(place, PYTHON, "-c", SIZES, started=tells) as session:
+        session.until("up")
+        termios.tcsetwinsize(session.outer, (44, 88))
+        (place.root / "told").write_text("now")
+        session.until("columns=88, lines=44")
+        assert session.status() == 0
+
+
+def test_a_new_size_is_passed_on_while_the_sandbox_is_being_made(place: Place) -> None:
+    resized = "import os, signal, termios; termios.tcsetwinsize(0, (44, 88)); os.kill(os.getpid(), signal.SIGWINCH)"
+    with Session(place, "sh", "-c", "until stty size | grep '^44 88'; do :; done", started=resized) as session:
+        session.until("44 88")
+        assert session.status() == 0
+
+
+def test_what_the_shell_took_while_the_run_was_stopped_is_not_waited_for(place: Place) -> None:
+    os.mkfifo(place.root / "typed")
+    stopped = "import os, signal; open(sys.argv[1] + '/typed').read(); os.kill(os.getpid(), signal.SIGTSTP)"
+    ticks = "while :; do echo tick; sleep 0.05; done"
+    with Session(place, "sh", "-c", ticks, started=stopped) as session:
+        session.type("a line\n")
+        (place.root / "typed").write_text("now")
+        state = Path(f"/proc/{session.process.pid}/stat")
+        until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T")
+        assert termios.tcgetattr(session.inner) == session.before
+        assert os.read(session.inner, 100) == b"a line\n"
+        session.process.send_signal(signal.SIGCONT)
+        session.until("tick")
+        assert termios.tcgetattr(session.inner) != session.before
+        session.process.terminate()
+        assert session.status() == 128 + signal.SIGTERM
 
 
 def test_control_c_interrupts_the_command_and_nothing_else(place: Place) -> None:
@@ -129,7 +175,8 @@ def test_a_shell_inside_controls_its_jobs(place: Place) -> None:
         session.until("started")
         session.type("\x1a")
         session.until("Stopped")
-        session.type('kill -KILL %1; wait; echo ""gone\r')
+        # `wait` does not wait for a stopped job, and the shell may take this one for stopped until it has reaped it.
+        session.type('kill -KILL %1; while kill -0 %1 2>&-; do :; done; echo ""gone\r')
         session.until("\ngone")
         session.type("exit 3\r")
         assert session.status() == 3

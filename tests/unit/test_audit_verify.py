@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.support.audits import MUTATIONS, by_both, filled, mutated, resigned, 
 from tests.support.clock import FakeClock
 from tests.support.stored import opened
 from valetkey.audit import reader
+from valetkey.audit.ending import verify_end
 from valetkey.audit.export import export
 from valetkey.audit.recorder import Audit
 from valetkey.audit.signing import sign
@@ -257,3 +259,41 @@ def test_the_separate_verifier_is_a_program(home: Path, tmp_path: Path, capsys: 
     assert "broken at entry 1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         separate.main([str(file), "--key", "short"])
+
+
+def test_the_end_of_a_long_audit_is_verified_without_the_rest(home: Path) -> None:
+    key, _ = filled(home, count=24, signed_every=6)
+    path = Paths(home=home).audit
+    end = verify_end(path, key, at_the_end=4)
+    assert (end.entries, end.looked_at, end.signed) == (24, 4, 24)
+    assert verify_end(path, key).looked_at == 24
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        "UPDATE entry SET body = replace(body, 'acme', 'acne') WHERE seq = 23",
+        "UPDATE entry SET hash = upper(hash) WHERE seq = 20",
+        "UPDATE entry SET hash = 'no hash' WHERE seq = 20",
+        "DELETE FROM entry WHERE seq = 22",
+        "DELETE FROM entry WHERE seq = 24",
+        "UPDATE checkpoint SET body = replace(body, '24', '23') WHERE seq = 24",
+        "UPDATE checkpoint SET signature = (SELECT signature FROM checkpoint WHERE seq = 18) WHERE seq = 24",
+    ],
+)
+def test_what_is_done_to_the_end_is_seen_there(home: Path, spoilt: str) -> None:
+    key, _ = filled(home, count=24, signed_every=6)
+    with closing(sqlite3.connect(Paths(home=home).audit)) as connection, connection:
+        for trigger in ("entry_stays", "entry_remains", "checkpoint_stays"):
+            connection.execute(f"DROP TRIGGER {trigger}")
+        assert connection.execute(spoilt).rowcount == 1
+    with pytest.raises(AuditBroken):
+        verify_end(Paths(home=home).audit, key, at_the_end=4)
+
+
+def test_the_end_is_signed_with_the_key_that_is_pinned(home: Path) -> None:
+    filled(home)
+    other = Ed25519PrivateKey.generate().public_key().public_bytes_raw().hex()
+    for key in (other, None):
+        with pytest.raises(AuditBroken):
+            verify_end(Paths(home=home).audit, key)

@@ -15,7 +15,7 @@ from valetkey.audit.verify import HEADER
 from valetkey.errors import AuditUnwritable
 from valetkey.stores import modes
 
-__all__ = ["is_about", "lines", "newest"]
+__all__ = ["is_about", "lines", "newest", "reading"]
 
 _BUSY_SECONDS = 5.0
 _FIELDS = {"account", "at", "detail", "kind", "salt", "seq", "who"}
@@ -28,7 +28,7 @@ def newest(path: Path, limit: int, *, wanted: Callable[[Mapping[str, Any]], bool
     Raises: AuditBroken, AuditUnwritable.
     """
     found: list[dict[str, Any]] = []
-    with _reading(path) as connection:
+    with reading(path) as connection:
         if connection is None:
             return found
         for seq, body, told in connection.execute("SELECT seq, body, hash FROM entry ORDER BY seq DESC"):
@@ -55,7 +55,7 @@ def lines(path: Path, *, client: str | None = None, signed_alone: bool = False) 
     AuditUnwritable.
     """
     yield canonical(HEADER) + b"\n"
-    with _reading(path) as connection:
+    with reading(path) as connection:
         if connection is None:
             return
         signed = {
@@ -94,7 +94,7 @@ def _entry(body: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection | None]:
+def reading(path: Path) -> Iterator[sqlite3.Connection | None]:
     """Give a connection in one read transaction: all of it is of one moment. None where there is no audit yet."""
     if not modes.check_file(str(path)):
         yield None

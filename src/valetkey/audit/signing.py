@@ -20,7 +20,15 @@ from valetkey.store import Document, Store
 from valetkey.stores import modes
 from valetkey.stores.locks import held
 
-__all__ = ["good_signature", "pinned_key", "public_key", "sign", "sign_quietly", "signing_key"]
+__all__ = [
+    "good_signature",
+    "last_signed",
+    "pinned_key",
+    "public_key",
+    "sign",
+    "sign_quietly",
+    "signing_key",
+]
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +98,7 @@ def sign(audit: Audit, store: Store, paths: Paths, clock: Clock) -> int:
 
     def work(connection: sqlite3.Connection) -> int:
         chain.flush(connection, clock.now().timestamp())
-        number, signed, last = _last(connection, public_key(key))
+        number, signed, last = last_signed(connection, public_key(key))
         seq = signed
         for body, told in connection.execute("SELECT body, hash FROM entry WHERE seq > ? ORDER BY seq", (signed,)):
             seq += 1
@@ -112,8 +120,8 @@ def sign(audit: Audit, store: Store, paths: Paths, clock: Clock) -> int:
     return signed
 
 
-def _last(connection: sqlite3.Connection, key: str) -> tuple[int, int, str]:
-    """Give the last checkpoint's number, its entry's, and the hash that the chain goes on from."""
+def last_signed(connection: sqlite3.Connection, key: str) -> tuple[int, int, str]:
+    """Give the last checkpoint's number, its entry's, and the hash that the chain goes on from. Raises: AuditBroken."""
     row = connection.execute("SELECT number, seq, body, signature FROM checkpoint ORDER BY number DESC").fetchone()
     if row is None:
         return 0, 0, chain.FIRST

@@ -16,7 +16,7 @@ COMMANDS: dict[str, str] = {
     "ask": "valetkey.cli.ask:ask",
     "models": "valetkey.cli.models:models",
     "run": "valetkey.cli.run:run",
-    "runs": "valetkey.cli.run:runs",
+    "runs": "valetkey.cli.runs:runs",
     "providers": "valetkey.cli.providers:providers",
     "import": "valetkey.cli.imports:import_logins",
     "key": "valetkey.cli.key:key",

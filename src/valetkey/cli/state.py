@@ -43,6 +43,8 @@ class State:
     json: bool = False
     verbose: bool = False
     no_color: bool = False
+    # Off where a command asks nothing, whoever is there.
+    asks: bool = True
     words: Sequence[str] = ()
     _stop_log: Callable[[], None] = field(default=lambda: None, repr=False)
 
@@ -51,7 +53,7 @@ class State:
     @property
     def interactive(self) -> bool:
         """Whether somebody can be asked: keys and screen are a terminal's, and nobody reads JSON."""
-        return is_terminal(sys.stdin) and is_terminal(sys.stderr) and not self.json
+        return self.asks and is_terminal(sys.stdin) and is_terminal(sys.stderr) and not self.json
 
     @property
     def on_terminal(self) -> bool:

@@ -94,7 +94,10 @@ def _run(order: Order, sandbox: Sandbox) -> int:
         if os.isatty(0) and os.isatty(1):
             from valetkey.sandboxes.terminal import run_on_terminal
 
-            return run_on_terminal(sandbox, order.spec, terminal=0, record=_Kept(log).write)
+            begun: list[Started] = []
+            status = run_on_terminal(sandbox, order.spec, terminal=0, record=_Kept(log).write, started=begun.append)
+            _tell_overrun(begun[0])
+            return status
         return _in_pipes(order, sandbox, _Kept(log))
 
 
@@ -129,9 +132,13 @@ def _in_pipes(order: Order, sandbox: Sandbox, log: _Kept) -> int:
     status = started.wait()
     for copier in copiers:
         copier.join()
+    _tell_overrun(started)
+    return status
+
+
+def _tell_overrun(started: Started) -> None:
     if started.overrun is not None:
         _tell(f"the run was ended: it had reached its limit of {started.overrun}")
-    return status
 
 
 def _copy(source: int, target: int, log: _Kept) -> None:

@@ -23,6 +23,7 @@ __all__ = ["read_now", "run_on_terminal"]
 
 # What tcgetattr gives: flags, speeds, and the list of keys.
 _Modes = list[Any]
+_SIGNALS = (signal.SIGWINCH, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGTSTP, signal.SIGCONT)
 
 
 def run_on_terminal(
@@ -42,20 +43,22 @@ def run_on_terminal(
     Raises: what `sandbox.start` raises.
     """
     with contextlib.ExitStack() as stack:
-        outer, inner = os.openpty()
-        stack.callback(os.close, outer)
-        try:
-            os.set_blocking(outer, False)
-            _copy_size(terminal, outer)
-            # As the user has it: which key erases a character, and the rest.
-            termios.tcsetattr(inner, termios.TCSANOW, termios.tcgetattr(terminal))
-            running = sandbox.start(spec, stdin=inner, stdout=inner, stderr=inner)
-        finally:
-            os.close(inner)
-        stack.callback(running.stop, 0)
-        started(running)
-        with _signals() as signals, _raw(terminal) as before:
-            _Relay(terminal, outer, signals, running, record, before).run()
+        # First of all: a new size, or an end, may come while the sandbox is being made.
+        with _signals() as signals:
+            outer, inner = os.openpty()
+            stack.callback(os.close, outer)
+            try:
+                os.set_blocking(outer, False)
+                _copy_size(terminal, outer)
+                # As the user has it: which key erases a character, and the rest.
+                termios.tcsetattr(inner, termios.TCSANOW, termios.tcgetattr(terminal))
+                running = sandbox.start(spec, stdin=inner, stdout=inner, stderr=inner)
+            finally:
+                os.close(inner)
+            stack.callback(running.stop, 0)
+            started(running)
+            with _raw(terminal) as before:
+                _Relay(terminal, outer, signals, running, record, before).run()
         return running.wait()
 
 
@@ -71,24 +74,28 @@ def _raw(terminal: int) -> Iterator[_Modes]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[int]:
-    """Give a descriptor from which the numbers of the signals that came are read, one byte each."""
+    """Give a descriptor from which the numbers of the signals that came are read, one byte each.
+
+    The interpreter writes them itself, in whichever thread one comes: a function of ours would be called in the main
+    thread alone, and nothing wakes that from its poll for a signal that the kernel gave to another one.
+    """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    taken = (signal.SIGWINCH, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGTSTP)
-
-    def note(number: int, _: FrameType | None) -> None:
-        # A full pipe has woken the reader already.
-        with contextlib.suppress(BlockingIOError):
-            os.write(writing, bytes([number]))
-
-    before = {number: signal.signal(number, note) for number in taken}
+    before = {number: signal.signal(number, _taken) for number in _SIGNALS}
+    # A full pipe has woken the reader already.
+    other = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     try:
         yield reading
     finally:
+        signal.set_wakeup_fd(other)
         for number, handler in before.items():
             signal.signal(number, handler)
         os.close(reading)
         os.close(writing)
+
+
+def _taken(_number: int, _frame: FrameType | None) -> None:
+    """Without a function of its own a signal is not written to the descriptor."""
 
 
 class _Relay:
@@ -125,6 +132,8 @@ class _Relay:
             if self._signals in ready:
                 for number in os.read(self._signals, 64):
                     self._answer(number)
+                # We may have been stopped: what was ready before is perhaps the shell's by now.
+                continue
             if ready.get(self._outer, 0) & ~select.POLLOUT:
                 output = read_now(self._outer)
                 if output == b"":
@@ -153,9 +162,11 @@ class _Relay:
                 # Another program sent it: Ctrl-Z comes as a key.
                 termios.tcsetattr(self._terminal, termios.TCSANOW, self._before)
                 os.kill(os.getpid(), signal.SIGSTOP)
+            case signal.SIGCONT:
+                # Whoever stopped us, the shell has had the terminal meanwhile.
                 tty.setraw(self._terminal, termios.TCSANOW)
                 _copy_size(self._terminal, self._outer)
-            case _:
+            case signal.SIGTERM | signal.SIGHUP | signal.SIGINT:
                 self._running.signal(number)
 
 

@@ -1,0 +1,189 @@
+"""`runs`: what is kept of them: list, show, logs, trace, resume, stop, remove."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from valetkey.audit.recorder import person
+from valetkey.cli.frame import State, command, group
+from valetkey.cli.output import ago
+from valetkey.errors import RunError
+
+if TYPE_CHECKING:
+    from valetkey.runs.record import Records, Run
+
+__all__ = ["records_of", "remove_run", "runs"]
+
+_STOP_SECONDS = 15.0
+
+
+@group("runs", short_help="List, show, stop and remove runs.")
+def runs(state: State) -> None:
+    """See what ran, what it said, how it ended; stop what goes on; remove what is kept."""
+
+
+@command("list", short_help="List runs.")
+def list_runs(state: State) -> None:
+    """List the runs, the last begun first."""
+    records, now = records_of(state), state.clock.now()
+    found = records.all()
+    state.emit({"runs": [_as_dict(records, one) for one in found]})
+    if not found:
+        state.say("Nothing has run yet. Begin with `valetkey run --grant PROVIDER -- CMD`.")
+        return
+    state.table(
+        ["ID", "STATE", "BEGUN", "GRANTS", "COMMAND"],
+        [
+            (one.id, _in_words(records, one), ago(one.created_at, now), ", ".join(one.grants) or "-", _line(one))
+            for one in found
+        ],
+        colors={"running": "green", "lost": "red"},
+    )
+
+
+@command("show", short_help="Show one run.")
+@click.argument("id", metavar="RUN")
+def show(state: State, *, id: str) -> None:
+    """Show a run: what it was, what it was granted, how it ended, where its files are."""
+    records = records_of(state)
+    one = records.find(id)
+    told = _as_dict(records, one)
+    state.emit(told)
+    for name in (
+        "id",
+        "state",
+        "command",
+        "agent",
+        "account",
+        "method",
+        "grants",
+        "workspace",
+        "sandbox",
+        "home_of",
+        "created_at",
+        "ended_at",
+        "folder",
+    ):
+        value = told[name]
+        text = " ".join(value) if isinstance(value, list) else str(value) if value is not None else "-"
+        state.say(f"{name.replace('_', ' '):<11} {text}")
+
+
+@command("logs", short_help="Print what a run said.")
+@click.argument("id", metavar="RUN")
+def logs(state: State, *, id: str) -> None:
+    """Print what a run wrote to its terminal, or to stdout and stderr, as it came."""
+    from valetkey.runs.record import OUTPUT
+
+    records = records_of(state)
+    path = records.at(records.find(id)) / OUTPUT
+    content = path.read_bytes() if path.exists() else b""
+    if state.json:
+        state.emit({"output": content.decode(errors="replace")})
+    else:
+        # On a terminal what it wrote may do to this one whatever it likes; control characters are shown instead.
+        state.say(content.decode(errors="replace")) if state.on_terminal else click.echo(content, nl=False)
+
+
+@command("trace", short_help="Show what a run asked for.")
+@click.argument("id", metavar="RUN")
+@click.option("-f", "--follow", is_flag=True, help="Go on with new requests until Ctrl-C.")
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), default=50, help="How many (default: 50).")
+def trace_run(state: State, *, id: str, follow: bool, limit: int) -> None:
+    """Show the newest requests of a run, as `valetkey trace` does."""
+    from valetkey.cli.trace import show as show_trace
+
+    one = records_of(state).find(id)
+    show_trace(state, follow=follow, client=f"run:{one.id}", account=None, limit=limit, since=None)
+
+
+@command("resume", short_help="Go on with an agent's run.", context_settings={"allow_interspersed_args": False})
+@click.argument("id", metavar="RUN")
+@click.argument("argv", metavar="[-- ARG…]", nargs=-1, type=click.UNPROCESSED)
+def resume_run(state: State, *, id: str, argv: tuple[str, ...]) -> None:
+    """Go on with the last session of an agent's run: a new run, with its home, workspace, grants and policy."""
+    from valetkey.cli import agents
+
+    earlier = records_of(state).find(id)
+    agents.go_on_with(state, earlier, argv)
+
+
+@command("stop", short_help="End a run.")
+@click.argument("id", metavar="RUN")
+def stop_run(state: State, *, id: str) -> None:
+    """End a run: its command is told to, and killed after some seconds."""
+    import time
+
+    records = records_of(state)
+    one = records.find(id)
+    if records.state(one) != "running" or one.pid is None:
+        state.emit({"id": one.id, "stopped": False})
+        state.say(f"The run {one.id} has ended already.")
+        return
+    with suppress(ProcessLookupError):
+        os.kill(one.pid, signal.SIGTERM)
+    end = time.monotonic() + _STOP_SECONDS
+    while records.state(one) == "running" and records.find(one.id).ended_at is None:
+        if time.monotonic() > end:
+            raise RunError(f"the run {one.id} does not end", hint=f"run `kill -9 {one.pid}`")
+        time.sleep(0.02)
+    state.emit({"id": one.id, "stopped": True})
+    state.say(f"The run {one.id} has ended.")
+
+
+@command("remove", short_help="Remove what is kept of a run.")
+@click.argument("ids", metavar="RUN…", nargs=-1, required=True)
+def remove(state: State, *, ids: tuple[str, ...]) -> None:
+    """Remove the record of a run, what it said, and the home that it had."""
+    records = records_of(state)
+    found = [records.find(name) for name in ids]
+    for one in found:
+        remove_run(state, records, one)
+    state.emit({"removed": [one.id for one in found]})
+    for one in found:
+        state.say(f"The run {one.id} is removed.")
+
+
+for _one in (list_runs, show, logs, trace_run, resume_run, stop_run, remove):
+    runs.add_command(_one)
+
+
+def records_of(state: State) -> Records:
+    """Give the records of the runs of this home."""
+    from valetkey.runs.record import Records
+
+    return Records(state.paths, state.clock)
+
+
+def remove_run(state: State, records: Records, one: Run) -> None:
+    """Remove what is kept of a run, and say so in the audit. Raises: RunGoesOn."""
+    state.audit.append("run-removed", who=f"run:{one.id}", detail={"by": person()})
+    records.remove(one)
+
+
+def _as_dict(records: Records, one: Run) -> dict[str, Any]:
+    return {
+        **asdict(one),
+        "command": list(one.command),
+        "grants": list(one.grants),
+        "allow": list(one.allow),
+        "state": records.state(one),
+        "folder": str(records.at(one)),
+    }
+
+
+def _in_words(records: Records, one: Run) -> str:
+    state = records.state(one)
+    return f"exit {one.exit_status}" if state == "ended" and one.exit_status is not None else state
+
+
+def _line(one: Run) -> str:
+    import shlex
+
+    return shlex.join(one.command)
