@@ -55,6 +55,9 @@ from valetkey.stores import open_store
 
 __all__ = ["Access", "Broker", "Use", "open_broker"]
 
+# The gateway records the uses of its clients, keys and runs, itself.
+_BY_THE_GATEWAY = frozenset(("gateway", "run"))
+
 
 class Broker:
     """Serves any number of tasks and threads; two in different processes agree through the store.
@@ -121,11 +124,11 @@ class Broker:
             try:
                 found = await self._access(name, use=use, rejected=rejected, agent=agent)
             except NotForThisUse as error:
-                if self.audit is not None and use != "gateway":
+                if self.audit is not None and use not in _BY_THE_GATEWAY:
                     detail = {"code": error.code}
                     self.audit.tell("denial", who=f"command:{use}", account=str(self.resolve(name)), detail=detail)
                 raise
-            if self.audit is not None and use != "gateway":
+            if self.audit is not None and use not in _BY_THE_GATEWAY:
                 self.audit.used(f"command:{use}", str(found.ref), {"source": found.source})
             return found
 

@@ -10,6 +10,7 @@
         ValidationFailed             KeyRejected KeyForbidden (what the probe said)
       CredentialError                NotLoggedIn CredentialExpired NeedsLogin RefreshRejected RefreshFailed RefreshBusy
         RefreshNotSupported SourceFailed HostsNotAccepted NotForThisUse
+        BaseCredentialRefused RoleDenied RoleInvalid IssuerUnavailable (short-lived keys for a run)
       TransportError                 ConnectTimeout NameNotResolved TlsFailed Unreachable ProviderFault UnclearAnswer
       StoreError                     WrongMode StoreLocked WrongKey RecordDamaged StoreTooNew ForeignStore
         StoreUnwritable GenerationConflict InvalidName BackupFailed
@@ -17,7 +18,7 @@
         AddressRefused               a name that resolves to an address that gets no request
         TraceUnreadable TraceTooNew  the file of past requests
       RunError                       SandboxUnavailable SandboxFailed WorkspaceRefused UnknownRun RunGoesOn
-        AgentNotInstalled BrokenAgent UnknownSession HomeUnusable
+        AgentNotInstalled BrokenAgent UnknownSession HomeUnusable EndpointUnavailable
       AuditError                     AuditUnwritable AuditBroken
       ImportFailed                   another tool's file of logins
       SetupRefused                   another tool's file of settings
@@ -37,6 +38,7 @@ __all__ = [
     "AuditUnwritable",
     "AuthorityBroken",
     "BackupFailed",
+    "BaseCredentialRefused",
     "BrokenAgent",
     "BuiltInProvider",
     "CompletionFailed",
@@ -44,6 +46,7 @@ __all__ = [
     "ConnectTimeout",
     "CredentialError",
     "CredentialExpired",
+    "EndpointUnavailable",
     "ForeignStore",
     "GatewayDown",
     "GatewayError",
@@ -57,6 +60,7 @@ __all__ = [
     "InvalidName",
     "InvalidParameter",
     "InvalidProvider",
+    "IssuerUnavailable",
     "KeyForbidden",
     "KeyRejected",
     "LoginCancelled",
@@ -82,6 +86,8 @@ __all__ = [
     "RefreshRejected",
     "RequestRefused",
     "RestrictedLogin",
+    "RoleDenied",
+    "RoleInvalid",
     "RunError",
     "RunGoesOn",
     "SandboxFailed",
@@ -351,6 +357,28 @@ class NotForThisUse(CredentialError):
     exit_status = 4
 
 
+class BaseCredentialRefused(CredentialError):
+    """What short-lived keys are asked for with is missing, expired or refused; a new login helps."""
+
+    exit_status = 3
+
+
+class RoleDenied(CredentialError):
+    """The account's credential may not take the role that it names."""
+
+    exit_status = 4
+
+
+class RoleInvalid(CredentialError):
+    """The role or what is asked with it (duration, region) is not taken: the account's parameters are wrong."""
+
+
+class IssuerUnavailable(CredentialError):
+    """Who issues short-lived keys is not reached, or wants fewer calls."""
+
+    retryable = True
+
+
 # --- what the outside answered ---------------------------------------------------------------
 
 
@@ -517,6 +545,10 @@ class UnknownSession(RunError):
 
 class HomeUnusable(RunError):
     """In the home of an earlier run something lies where the agent's own file belongs."""
+
+
+class EndpointUnavailable(RunError):
+    """An account that is served by an endpoint cannot be: a package or a parameter is missing. The hint names it."""
 
 
 class SandboxUnavailable(RunError):

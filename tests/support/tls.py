@@ -34,6 +34,12 @@ class CertificateAuthority:
 
     def context(self, *hosts: str, expired: bool = False) -> ssl.SSLContext:
         """Give a server's context for loopback, or for these host names instead."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.pair(*hosts, expired=expired))
+        return context
+
+    def pair(self, *hosts: str, expired: bool = False) -> Path:
+        """Give a file of key and certificate for them, for a server in a process of its own."""
         names: list[x509.GeneralName] = [x509.DNSName(host) for host in hosts or ("localhost",)]
         if not hosts:
             names += [x509.IPAddress(ipaddress.ip_address(a)) for a in ("127.0.0.1", "::1")]
@@ -52,9 +58,7 @@ class CertificateAuthority:
             key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
             + certificate.public_bytes(Encoding.PEM)
         )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(pair)
-        return context
+        return pair
 
     def _builder(
         self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, age: timedelta = timedelta(0)

@@ -121,6 +121,7 @@ FAULTS = [
     ('kind = "api-key"', 'kind = "api-key"\nstanding = "restricted"', "line 10", "auth[0].notice", "terms"),
     ('kind = "api-key"', 'kind = "api-key"\nfor_agents = ["x"]', "line 13", "auth[0].for_agents", "restricted"),
     ('kind = "api-key"', 'kind = "cloud"\nsource = { kind = "file" }', "line 13", "auth[0].source.file", "is missing"),
+    ('kind = "api-key"', 'kind = "api-key"\nendpoint = "aws"', "line 13", "auth[0].endpoint", "take out one"),
     ('["ACME_API_KEY"]', '["ACME API KEY"]', "line 13", "auth[0].environment", "variable name"),
     ("{key}", "{access_token}", "line 14", "auth[0].inject[0].set.authorization", "{key}"),
     ("{key}", "{key", "line 14", "auth[0].inject[0].set.authorization", "brace"),

@@ -90,7 +90,8 @@ def run(
 ) -> None:
     """Run an agent or a command in a sandbox. It sees the workspace, a home of its own, and no credential of yours.
 
-    The only way out is the gateway, which puts in what --grant names. Everything else is refused.
+    The only way out is the gateway, which puts in what --grant names. Everything else is refused. Of an AWS account it
+    gets real keys: short-lived ones of the role that the account names.
     """
     from valetkey.agents import agent_for
     from valetkey.cli import agents

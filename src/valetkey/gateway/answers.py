@@ -95,7 +95,7 @@ def of_error(error: ValetkeyError) -> Answer:
         status = 403
     elif error.code == "connect_timeout":
         status = 504
-    elif error.code in ("store_locked", "refresh_failed", "refresh_busy", "audit_unwritable"):
+    elif error.code in ("store_locked", "refresh_failed", "refresh_busy", "audit_unwritable", "issuer_unavailable"):
         status = 503
     fields: dict[str, object] = {"message": error.message, "hint": error.hint, "provider": error.provider}
     if code != error.code:

@@ -61,12 +61,16 @@ class RequestHead:
 
 @dataclass(frozen=True, kw_only=True)
 class Grant:
-    """An account that a client may use, and where. `hosts` are the login's sealed ones."""
+    """An account that a client may use, and where. `hosts` are the login's sealed ones.
+
+    `signs`: the tool gets keys from an endpoint and signs by itself. Nothing is put in, and its hosts are tunnelled.
+    """
 
     ref: CredentialRef
     base_url: str
     hosts: tuple[str, ...]
     off_limits: tuple[Pattern, ...] = ()
+    signs: bool = False
 
     @functools.cached_property
     def places(self) -> tuple[Host, ...]:
@@ -184,6 +188,8 @@ def decide(request: RequestHead, client: Client, policy: Policy) -> Decision:
             target=target,
             grant=grant.ref,
         )
+    if request.method == "CONNECT" and grant.signs:
+        return _without_grant(request.method, target, policy, signing=grant)
     if request.method == "CONNECT":
         matched = Matched(text="every request inside is decided on its own")
         return Forward(method="CONNECT", target=target, how="intercept", grant=grant.ref, rule=matched, reason=why)
@@ -232,7 +238,8 @@ def _with_grant(method: str, target: Target, grant: Grant, why: str, policy: Pol
     return forward if policy.default == "allow" else _denied(forward, "no rule of the policy allows it")
 
 
-def _without_grant(method: str, target: Target, policy: Policy) -> Decision:
+def _without_grant(method: str, target: Target, policy: Policy, *, signing: Grant | None = None) -> Decision:
+    """Decide where no credential goes in: no account is for the host, or `signing` is, whose tool signs by itself."""
     if is_near(target.host.strip("[]")):
         return Refuse(
             code="address_refused",
@@ -242,13 +249,17 @@ def _without_grant(method: str, target: Target, policy: Policy) -> Decision:
         )
     # Without a grant nothing is intercepted, so that only the tunnel can be decided on.
     tunnel = method == "CONNECT" or target.scheme == "https"
+    default = policy.other_hosts if signing is None else policy.default
+    why = f"no granted account is for {target.authority}"
+    if signing is not None:
+        why = f"what goes to {target.authority} is signed with keys of {signing.ref} by the tool itself"
     forward = Forward(
         method=method,
         target=target,
         how="tunnel" if tunnel else "relay",
         grant=None,
-        rule=_by_default(policy.other_hosts, other=True),
-        reason=f"no granted account is for {target.authority}",
+        rule=_by_default(default, other=signing is None),
+        reason=why,
     )
     for rule in policy.rules:
         if tunnel and rule.verdict == "allow":
@@ -259,9 +270,9 @@ def _without_grant(method: str, target: Target, policy: Policy) -> Decision:
             applies = rule.pattern.matches(method, target, loosely=rule.verdict != "allow")
         if applies:
             return _by_rule(rule, forward)
-    if policy.other_hosts == "allow":
+    if default == "allow":
         return forward
-    return _denied(forward, f"no granted account is for {target.authority}, and no rule of the policy allows it")
+    return _denied(forward, f"{why}, and no rule of the policy allows it")
 
 
 def _by_rule(rule: Rule, forward: Forward) -> Decision:

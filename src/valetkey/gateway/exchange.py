@@ -353,6 +353,8 @@ class Exchange:
             return
         if plan.forward.how in ("intercept", "tunnel"):
             self._spawn(open_tunnel, self, plan)
+        elif plan.endpoint is not None:
+            self._spawn(self._serve_here, plan)
         elif plan.ref is None:
             self._send(None)
         else:
@@ -364,6 +366,17 @@ class Exchange:
                 self._spawn(self._fetch_and_send, plan)
             else:
                 self._send(ready)
+
+    async def _serve_here(self, plan: Plan) -> None:
+        """Answer a run out of its account's endpoint; what that gives is a use of the account."""
+        live, head = self.live, self.head
+        if live is None or head is None:
+            return
+        answer = await self.gateway.endpoints.answer(plan, live, by_socket=self.client.run is not None, head=head)
+        if live.ended:
+            self.answer(admission.ended(live), close=True)
+        elif answer.status != 200 or self._noted(live, plan):
+            self.answer(answer)
 
     async def _fetch_and_send(self, plan: Plan) -> None:
         if plan.ref is not None and self.live is not None:

@@ -99,7 +99,9 @@ def stored(record: Record, provider: Provider) -> Grant:
     """Give the grant of a login: its own sealed hosts. Raises: InvalidProvider."""
     credential = record.credential
     exchanged = credential.base_url if isinstance(credential, ExchangedKey) else None
-    return _grant(record.ref, provider, exchanged or record.base_url, record.hosts)
+    method = provider.method(credential.method)
+    signs = method is not None and method.endpoint is not None
+    return _grant(record.ref, provider, exchanged or record.base_url, record.hosts, signs=signs)
 
 
 def declared(ref: CredentialRef, provider: Provider, *, parameters: Mapping[str, str] | None = None) -> Grant | None:
@@ -119,10 +121,14 @@ def declared(ref: CredentialRef, provider: Provider, *, parameters: Mapping[str,
     if not places:
         return None
     hosts = tuple(dict.fromkeys(host for _, hosts in places for host in hosts))
-    return _grant(ref, provider, places[0][0], hosts)
+    # Which login it was is forgotten with it: where all have an endpoint, so had that one.
+    signs = all(method.endpoint is not None for method in provider.auth)
+    return _grant(ref, provider, places[0][0], hosts, signs=signs)
 
 
-def _grant(ref: CredentialRef, provider: Provider, base_url: str, hosts: tuple[str, ...]) -> Grant:
+def _grant(
+    ref: CredentialRef, provider: Provider, base_url: str, hosts: tuple[str, ...], *, signs: bool = False
+) -> Grant:
     try:
         off_limits = tuple(pattern.read(text, host_needed=False) for text in provider.api.off_limits)
         for host in hosts:
@@ -134,4 +140,4 @@ def _grant(ref: CredentialRef, provider: Provider, base_url: str, hosts: tuple[s
             hint=wrong.hint,
             provider=provider.id,
         ) from None
-    return Grant(ref=ref, base_url=base_url, hosts=hosts, off_limits=off_limits)
+    return Grant(ref=ref, base_url=base_url, hosts=hosts, off_limits=off_limits, signs=signs)

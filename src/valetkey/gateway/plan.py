@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from valetkey.address import is_near
 from valetkey.errors import ProviderError
@@ -54,6 +55,7 @@ class Plan:
         "counted",
         "decision",
         "dialect",
+        "endpoint",
         "forward",
         "host",
         "host_name",
@@ -83,6 +85,8 @@ class Plan:
         # What opens a tunnel to look into is no request of its own.
         self.counted = forward is not None and forward.how != "intercept"
         self.ref: CredentialRef | None = forward.grant if forward is not None else None
+        # The route of the account's endpoint that is asked for, "" for none of any; None where it has no endpoint.
+        self.endpoint: str | None = None
         granted = decision.grant if isinstance(decision, Refuse) else self.ref
         self.account = "" if granted is None else str(granted)
         self.provider = provider
@@ -185,7 +189,12 @@ class Planner:
                 provider = self._catalogue.get(ref.provider)
             except ProviderError:
                 provider = None  # its declaration went away: the credential is not to be had either
-        return Plan(decision, method.decode("ascii"), way, provider)
+        plan = Plan(decision, method.decode("ascii"), way, provider)
+        granted = next((granted for granted in live.client.grants if granted.ref == plan.ref), None)
+        if granted is not None and granted.signs:
+            below = urlsplit(granted.base_url).path.rstrip("/")
+            plan.endpoint = plan.path.removeprefix(below) if way == "base-url" else ""
+        return plan
 
 
 def _read(

@@ -218,6 +218,10 @@ class Ring:
         """Give all that count, keys and runs: what they are granted is renewed ahead of need."""
         return [*self._live.values(), *self._runs.values()]
 
+    def run_ids(self) -> set[str]:
+        """Give the ids of the runs that count."""
+        return set(self._runs)
+
     def run_folders(self) -> Mapping[str, Path | None]:
         """Give, by id, where the socket of each run is that has not ended; None where that cannot be read."""
         return self._run_folders

@@ -18,6 +18,7 @@ from valetkey.address import is_near
 from valetkey.clock import Clock
 from valetkey.config import Paths
 from valetkey.credential import CredentialRef, Health, Secret, login_command
+from valetkey.endpoints import endpoint_for
 from valetkey.errors import InvalidName, NotLoggedIn, RecordDamaged, UnknownRun, UsageError
 from valetkey.gateway import grants as grants_of
 from valetkey.gateway import pattern, placeholders, run_authority
@@ -31,10 +32,14 @@ from valetkey.gateway.policy import GRANTED_ALONE, Policy, Rule
 from valetkey.inject import fill
 from valetkey.provider import AuthMethod, Sandbox
 from valetkey.providers import Catalogue
+from valetkey.sandbox import PROXY_PORT
 from valetkey.store import Document, Store
 from valetkey.stores import modes
 
-__all__ = ["BegunRun", "Run", "Runs", "policy_of"]
+__all__ = ["ENDPOINT_TOKEN", "BegunRun", "Run", "Runs", "policy_of"]
+
+# Among an account's placeholders, which are by variable: the one that its endpoint wants to see.
+ENDPOINT_TOKEN = "{token}"
 
 _KIND = "run"
 _EVERY = 1_000_000
@@ -127,7 +132,7 @@ class Runs:
         """Begin a run of this id. It may use `grants` and go to the hosts of `allow` (`host`, `host:port`).
 
         Raises: UsageError; ConfigError for the policy; NotLoggedIn, which names every account without a live login;
-        NotForThisUse, where a login is not for this agent; ProviderError, StoreError, WrongMode.
+        NotForThisUse, where a login is not for this agent; EndpointUnavailable; ProviderError, StoreError, WrongMode.
         """
         if not _ID.match(run):
             raise UsageError(
@@ -235,7 +240,8 @@ class Runs:
         shown: dict[CredentialRef, dict[str, str]] = {}
         environment: dict[CredentialRef, dict[str, str]] = {}
         for ref in refs:
-            sandbox, parameters = self._sandbox(ref, catalogue, environ)
+            method, parameters = self._method(ref, catalogue, environ)
+            sandbox = (method and method.sandbox) or Sandbox()
             shown[ref] = {"": placeholders.made(sandbox.placeholder, tag)}
             environment[ref] = {}
             for variable, template in sandbox.environment.items():
@@ -243,11 +249,14 @@ class Runs:
                 environment[ref][variable] = fill(template, {**parameters, "placeholder": made})
                 if "{placeholder}" in template:
                     shown[ref][variable] = made
+            if method is not None and method.endpoint is not None:
+                token = shown[ref][ENDPOINT_TOKEN] = placeholders.made(sandbox.placeholder, tag)
+                environment[ref] |= _of_endpoint(ref, method.endpoint, parameters, token)
         return shown, environment
 
-    def _sandbox(
+    def _method(
         self, ref: CredentialRef, catalogue: Catalogue, environ: Mapping[str, str]
-    ) -> tuple[Sandbox, Mapping[str, str]]:
+    ) -> tuple[AuthMethod | None, Mapping[str, str]]:
         provider, record = catalogue.get(ref.provider), self._store.load(ref)
         method: AuthMethod | None
         if record is not None:
@@ -255,7 +264,15 @@ class Runs:
         else:  # its server wants no credential
             method = next((method for method in provider.auth if method.optional), None)
             parameters = {} if method is None else defaults_of(environ, method) or {}
-        return (method and method.sandbox) or Sandbox(), parameters
+        return method, parameters
+
+
+def _of_endpoint(ref: CredentialRef, id: str, parameters: Mapping[str, str], token: str) -> dict[str, str]:
+    """Give the variables that an account's endpoint wants in a run. Raises: EndpointUnavailable."""
+    endpoint = endpoint_for(id)
+    endpoint.check(ref, parameters)
+    values = {**parameters, "address": f"http://127.0.0.1:{PROXY_PORT}/{ref}", "token": token}
+    return {variable: fill(template, values) for variable, template in endpoint.variables.items()}
 
 
 def forget_socket(folder: Path) -> None:

@@ -17,6 +17,7 @@ from valetkey.gateway.credentials import Credentials
 from valetkey.gateway.dial import Dialler
 from valetkey.gateway.heap import Heap
 from valetkey.gateway.plan import Plan, Planner, Tunnel
+from valetkey.gateway.run_endpoints import RunEndpoints
 from valetkey.gateway.run_sockets import RunSockets
 from valetkey.gateway.upstream import Pool, UpstreamConnection
 
@@ -83,6 +84,7 @@ class Gateway:
         self.settings = settings or EngineSettings()
         self.now = clock.monotonic
         self.credentials = Credentials(broker, clock)
+        self.endpoints = RunEndpoints(broker, clock)
         self.planner = Planner(broker.catalogue)
         self.pool = Pool(lambda: self.tick)
         self.connections: set[ClientConnection] = set()
@@ -153,6 +155,7 @@ class Gateway:
         self.epoch += 1
         self.credentials.forget()
         self.planner.forget()
+        self.endpoints.forget_all_but(self.ring.run_ids())
         if self.trace is not None:
             self.trace.name_clients({live.id: live.key.name for live in self.ring.live()})
         if not ended:

@@ -115,6 +115,12 @@ def _check_method(provider: Provider, method: AuthMethod, key: Key) -> None:
     for name in (*method.environment, *method.exports, *(method.sandbox.environment if method.sandbox else ())):
         if not _VARIABLE.fullmatch(name):
             raise Fault((*key, "environment"), f'"{name[:40]}" is no variable name', hint="write it like ACME_API_KEY")
+    if method.endpoint is not None and method.inject:
+        raise Fault(
+            (*key, "endpoint"),
+            "stands beside inject",
+            hint="take out one: an endpoint is for what headers cannot carry",
+        )
     if method.probe is not None:
         _check_call(method.probe, (*key, "probe"))
     for word in method.source.command if method.source is not None else ():
