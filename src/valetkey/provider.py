@@ -179,9 +179,14 @@ class Inject:
 
 @dataclass(frozen=True, kw_only=True)
 class Sandbox:
-    """What a run sees instead of the credential."""
+    """What a run sees instead of the credential.
+
+    `files` are paths below /etc, or `~/…` in the run's own home, and lines (no line break behind the last). Of two
+    accounts with one path the first granted one's stands there; where the path ends in `+`, all of them do.
+    """
 
     environment: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     placeholder: str = "vk-placeholder"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 __all__ = [
+    "ADDRESS",
     "AGENT_HOME",
     "GATEWAY",
     "PROXY_PORT",
@@ -26,6 +27,7 @@ AGENT_HOME = "/home/agent"
 GATEWAY = "/run/valetkey"
 # On 127.0.0.1 inside: all that comes there is passed on to the run's gateway.
 PROXY_PORT = 3128
+ADDRESS = f"http://127.0.0.1:{PROXY_PORT}"
 
 # Which limit the sandbox ended a run for.
 Overrun = Literal["memory", "time"]

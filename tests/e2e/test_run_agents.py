@@ -20,6 +20,7 @@ from tests.support.command_line import CommandLine, Done
 from tests.support.connect_proxy import ConnectProxy
 from tests.support.front import Door, Target, guarded
 from tests.support.gateway_process import end
+from tests.support.inside import SEARCH, found, let_search
 from tests.support.local_server import LocalServer, Received, Reply
 from tests.support.servers import ApiMock
 from tests.support.tls import CertificateAuthority
@@ -127,54 +128,14 @@ def guarded_by(one: Door, other: Door, target: Target) -> Callable[[Received], R
     return lambda request: first(request) if one.opens(request) else second(request)
 
 
-# What whoever is inside sees of all processes and files: searched where it is, for a dump would hold the rest of the
-# machine's memory. The form alone is known there, not the key.
-SEARCH = r"""
-import os, re, sys
-key, shown = re.compile(rb"sk-[a-z0-9-]+?canary[0-9a-f]{40}"), re.compile(rb"valetkey-placeholder-vkp_")
-found, unread = {key: [], shown: []}, []
-def look(place, data):
-    for pattern, places in found.items():
-        if pattern.search(data):
-            places.append(place)
-def memory(pid):
-    with open(f"/proc/{pid}/mem", "rb", 0) as file:
-        for line in open(f"/proc/{pid}/maps"):
-            span, mode = line.split()[:2]
-            start, end = (int(number, 16) for number in span.split("-"))
-            if mode.startswith("rw") and end - start < 1 << 28:
-                try:
-                    file.seek(start)
-                    look(f"memory of {pid}", file.read(end - start))
-                except (OSError, OverflowError):
-                    pass
-for pid in filter(str.isdigit, os.listdir("/proc")):
-    for name in ("environ", "cmdline"):
-        look(f"{name} of {pid}", open(f"/proc/{pid}/{name}", "rb").read())
-    if int(pid) not in (1, os.getpid()):
-        try:
-            memory(pid)
-        except OSError as error:
-            unread.append(f"{pid}: {error}")
-for top in ("/etc", "/home", "/run", "/tmp", "/var", "/workspace"):
-    for at, _, names in os.walk(top):
-        for name in names:
-            path = os.path.join(at, name)
-            if os.path.isfile(path):
-                look(path, open(path, "rb").read())
-with open("/workspace/found", "w") as out:
-    print(len(found[key]), *found[key], file=out)
-    print(len(found[shown]), *found[shown], file=out)
-    print(len(unread), *unread, file=out)
-"""
-HOOK = {"type": "command", "command": "python3 /workspace/search.py"}
+HOOK = {"type": "command", "command": SEARCH}
 
 
 def searching(workspace: Path) -> None:
     """Let Claude Code search its surroundings when a session begins."""
     (workspace / ".claude").mkdir()
     (workspace / ".claude" / "settings.json").write_text(json.dumps({"hooks": {"SessionStart": [{"hooks": [HOOK]}]}}))
-    (workspace / "search.py").write_text(SEARCH)
+    let_search(workspace)
 
 
 def asked(server: LocalServer, text: str) -> list[dict[str, Any]]:
@@ -188,27 +149,16 @@ def test_claude_code_answers_and_sees_no_credential(place: Place, aimock: ApiMoc
     searching(place.workspace)
     done = place("run", "claude", "--workspace", str(place.workspace), "--", "-p", "Say hello.")
     assert (done.status, done.out, done.err) == (0, aimock.reply + "\n", "")
-    hits, shown, unread = (place.workspace / "found").read_text().splitlines()
-    assert (hits, unread) == ("0", "0")
+    seen = found(place.workspace)
+    assert (seen.canaries, seen.unread) == ([], [])
     # The search does find: the placeholder is where the credential would be.
-    assert "environ of" in shown
-    assert "memory of" in shown
+    assert {"environ", "memory"} <= seen.kinds
     assert place.shows(done.out, done.err) == []
     (kept,) = place.runs()
     assert (kept["agent"], kept["account"], kept["method"]) == ("claude", "anthropic@default", method)
     assert kept["grants"] == ["anthropic@default"]
     assert place.outside.heads, "it went out by the tests' own way"
     assert {head.split(b" ")[1] for head in place.outside.heads} == {b"api.anthropic.com:443"}
-
-
-def test_the_search_finds_what_it_looks_for(place: Place) -> None:
-    searching(place.workspace)
-    leak = "LEAK=sk-leak-canary" + os.urandom(20).hex()
-    words = ("run", "--workspace", str(place.workspace), "--env", leak, "--", "sh", "-c", "python3 search.py; true")
-    assert place(*words).status == 0
-    hits = (place.workspace / "found").read_text().splitlines()[0]
-    assert "environ of" in hits
-    assert "memory of" in hits
 
 
 def test_claude_code_goes_on_with_a_session_by_its_id_its_run_and_its_workspace(place: Place, aimock: ApiMock) -> None:

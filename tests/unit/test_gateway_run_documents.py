@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def hall(tmp_path: Path) -> Iterator[Hall]:
     tenant = Parameter(key="tenant", label="Tenant", pattern="[a-z]+")
     sandbox = Sandbox(
         environment={"ACME_KEY": "{placeholder}", "ACME_TOKEN": "{placeholder}", "ACME_TENANT": "{tenant}"},
+        files={"~/.acme": ("tenant={tenant}", "key={placeholder}")},
         placeholder="sk-acme-placeholder",
     )
     key = AuthMethod(id="api-key", kind="api-key", parameters=(tenant,), inject=BEARER, sandbox=sandbox)
@@ -179,7 +181,34 @@ def test_placeholders_have_the_declared_form_and_no_two_are_alike(hall: Hall) ->
         "ACME_TOKEN": first.placeholders[WORK]["ACME_TOKEN"],
         "ACME_TENANT": "blue",
     }
+    assert first.files[WORK] == {"~/.acme": f"tenant=blue\nkey={first.placeholders[WORK]['']}"}
     assert "vkp_" not in repr(first)
+
+
+def test_without_a_declared_sandbox_a_run_sees_what_would_be_exported_but_for_the_secret(hall: Hall) -> None:
+    exports = {"Z_KEY": "{key}", "Z_URL": "{base_url}", "Z_BOTH": "https://{tenant}:{key}@{pin}"}
+    tenant, pin = Parameter(key="tenant", label="T", pattern="[a-z]+"), Parameter(key="pin", label="P", secret=True)
+    shown = AuthMethod(
+        id="api-key", kind="api-key", parameters=(tenant, pin), exports=exports, environment=("X",), inject=BEARER
+    )
+    key = ApiKey(method="api-key", key=Secret("sk-real"), parameters={"tenant": "blue", "pin": "1234"})
+    at = "https://api.zenith.example"
+    hall.store.save(Record(ref=ZENITH, credential=key, hosts=("api.zenith.example",), base_url=at))
+    for one, variables in (
+        (shown, {"Z_KEY", "Z_URL", "Z_BOTH"}),
+        (replace(shown, exports={}), {"X"}),
+        (replace(shown, endpoint="theirs"), set()),
+    ):
+        hall.known = (provider("zenith", one),)
+        begun = hall.begin(ZENITH, run=f"run-{len(variables)}")
+        environment = begun.environment[ZENITH]
+        assert set(environment) == variables
+        assert not {text for text in environment.values() if "sk-real" in text or "1234" in text}
+        if variables == {"Z_KEY", "Z_URL", "Z_BOTH"}:
+            assert environment["Z_KEY"] == begun.placeholders[ZENITH]["Z_KEY"]
+            assert environment["Z_URL"] == "http://127.0.0.1:3128/zenith@default"
+            made = begun.placeholders[ZENITH]["Z_BOTH"]
+            assert environment["Z_BOTH"] == f"https://blue:{made}@{made}"
 
 
 def test_a_run_is_read_back_as_it_was_begun(hall: Hall) -> None:

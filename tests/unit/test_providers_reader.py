@@ -157,6 +157,7 @@ def test_a_fault_names_line_and_key_and_what_to_write(old: str, new: str, line: 
     assert said in f"{error.message} | {error.hint}"
 
 
+SEALED = '\n[[auth.parameters]]\nkey = "region"\nlabel = "Region"\nsecret = true\n'
 MORE_FAULTS = [
     (DEVICE.replace("https://login.acme.example/token", "http://login.acme.example/token"), "auth[1].token_endpoint"),
     (DEVICE.replace("https://login.acme.example/dev", "https://u@login.acme.example/dev"), "auth[1].device_auth"),
@@ -188,6 +189,28 @@ MORE_FAULTS = [
     ('source = { kind = "command" }\n', "auth[0].source.command"),
     ('source = { kind = "command", command = ["x", "{y}"] }\n', "auth[0].source.command"),
     ('sandbox = { environment = { A = "{key}" } }\n', "auth[0].sandbox.environment.A"),
+    # Sealed like a key, and asked for beside it.
+    ('sandbox = { environment = { A = "{region}" } }\n' + SEALED, "auth[0].sandbox.environment.A"),
+    ('sandbox = { environment = { A = "{account_id}" } }\n', "auth[0].sandbox.environment.A"),
+    ('sandbox = { files = { "/etc/a" = ["x", "{key}"] } }\n', "auth[0].sandbox.files./etc/a[1]"),
+    ('sandbox = { files = { "/etc/a" = "x" } }\n', "auth[0].sandbox.files./etc/a"),
+    *(
+        (f'sandbox = {{ files = {{ "{path}" = ["x"] }} }}\n', "auth[0].sandbox.files holds")
+        for path in (
+            "/usr/a",
+            "a",
+            "~",
+            "~/",
+            "~/../a",
+            "~b/a",
+            "/etc/../a",
+            "/etc/a/",
+            "/etc//a",
+            "/etc",
+            "~/a b",
+            "/etc/+",
+        )
+    ),
     ("exports = 3\n", "auth[0].exports is the number 3"),
     ("sandbox = [1]\n", "auth[0].sandbox is a list"),
     ("optional = 1979-05-27T07:32:00Z\n", "auth[0].optional is a date or time"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from valetkey.agent import Prepared, Served
 from valetkey.audit.recorder import Audit
 from valetkey.config import Paths
 from valetkey.credential import CredentialRef
-from valetkey.errors import AuditUnwritable, NotLoggedIn, RecordDamaged, RunGoesOn, UnknownRun
+from valetkey.errors import AuditUnwritable, HomeUnusable, NotLoggedIn, RecordDamaged, RunGoesOn, UnknownRun
 from valetkey.runs import record
 from valetkey.runs.launch import Ready, Wanted, missing_tools, ready, sweep
 from valetkey.runs.order import Order
@@ -82,7 +83,8 @@ def test_folders_and_files_of_a_run_are_for_nobody_else(place: Place) -> None:
         os.umask(before)
     at = place.records.at(made.run)
     modes = {path.relative_to(at.parent).name: stat.S_IMODE(path.stat().st_mode) for path in (at, *at.rglob("*"))}
-    assert modes == {made.run.id: 0o700, "run.json": 0o600, "lock": 0o600, "home": 0o700}
+    kept = {made.run.id: 0o700, "run.json": 0o600, "lock": 0o600, "home": 0o700}
+    assert modes == kept | {".config": 0o700, "acme": 0o700, "key": 0o600}
 
 
 def test_a_run_that_is_not_there_or_not_clear_is_told(place: Place) -> None:
@@ -148,6 +150,60 @@ def test_the_order_has_placeholders_the_way_out_and_nothing_of_the_host(place: P
     assert order.spec.gateway == place.granting.at / order.run
 
 
+def test_files_that_accounts_want_are_the_first_ones_or_all_where_they_add_up(place: Place) -> None:
+    made = place.ready("true", grants=(WORK, ACME))
+    files = made.order.spec.files
+    assert files["/etc/acme"] == b"added-of-work\nadded-of-default"
+    assert files["/etc/acme.d/it"] == b"alone-of-work"
+    assert files["/etc/valetkey/ca.pem"] == CERTIFICATE.encode(), "what a run stands on is no account's to say"
+    assert (place.records.home(made.run) / ".config/acme/key").read_text() == "placeholder-of-work"
+    assert not [path for path in files if path.startswith("~")]
+
+
+def test_a_run_that_goes_on_has_its_own_placeholders_in_the_old_home(place: Place) -> None:
+    first = place.ready("it", grants=(WORK,))
+    first.lock.release()
+    second = place.ready("it", grants=(ACME,), home_of=first.run.id)
+    key = place.records.home(second.run) / ".config/acme/key"
+    assert (key.read_text(), stat.S_IMODE(key.stat().st_mode)) == ("placeholder-of-default", 0o600)
+
+
+@pytest.mark.parametrize("left", [".config", ".config/acme"])
+def test_a_link_that_a_run_left_in_its_home_leads_no_file_out_of_it(place: Place, tmp_path: Path, left: str) -> None:
+    first = place.ready("it")
+    first.lock.release()
+    home, outside = place.records.home(first.run), tmp_path / "outside"
+    outside.mkdir()
+    shutil.rmtree(home / left)
+    (home / left).symlink_to(outside)
+    with pytest.raises(HomeUnusable, match="cannot be written"):
+        place.ready("it", home_of=first.run.id)
+    assert list(outside.rglob("*")) == []
+    assert place.granting.granted == [first.run.id], "what was begun is taken back"
+
+
+def test_a_link_in_a_files_own_place_is_replaced(place: Place, tmp_path: Path) -> None:
+    first = place.ready("it")
+    first.lock.release()
+    key, outside = place.records.home(first.run) / ".config/acme/key", tmp_path / "outside"
+    outside.write_text("mine")
+    key.unlink()
+    key.symlink_to(outside)
+    place.ready("it", home_of=first.run.id)
+    assert (outside.read_text(), key.is_symlink()) == ("mine", False)
+
+
+def test_a_folder_in_a_files_place_is_told_and_left(place: Place) -> None:
+    first = place.ready("it")
+    first.lock.release()
+    folder = place.records.home(first.run) / ".config/acme"
+    (folder / "key").unlink()
+    (folder / "key").mkdir()
+    with pytest.raises(HomeUnusable):
+        place.ready("it", home_of=first.run.id)
+    assert [path.name for path in folder.iterdir()] == ["key"], "nothing half-written is left"
+
+
 def test_an_order_is_read_as_it_was_written(place: Place, tmp_path: Path) -> None:
     mounts = (Mount(source=tmp_path, target="/data", read_only=False),)
     order = place.ready(
@@ -184,16 +240,24 @@ def test_a_sandbox_that_cannot_be_used_is_told_before_anything_is_made(place: Pl
     assert not place.records.folder.exists()
 
 
-def test_programs_that_a_grant_is_for_are_named_where_none_is_there() -> None:
+def test_programs_that_a_grant_is_for_are_named_where_they_are_not_there() -> None:
     class Catalogue:
         def get(self, provider: str) -> object:
             return type("P", (), {"tools": {"acme": ("acme-cli", "git"), "bare": ()}[provider]})
 
     bare = CredentialRef(provider="bare", account="default")
     wanted = Wanted(command=("x",), grants=(ACME, WORK, bare), workspace=Path("/"))
-    none_there = missing_tools(wanted, Catalogue(), which=lambda name: None)  # type: ignore[arg-type]  # what it uses of one
-    assert none_there == [("acme", "acme-cli"), ("acme", "git")]
-    assert missing_tools(wanted, Catalogue(), which=lambda name: name if name == "git" else None) == []  # type: ignore[arg-type]  # as above
+
+    def missing(wanted: Wanted, *there: str) -> list[tuple[str, str]]:
+        found = missing_tools(wanted, Catalogue(), which=lambda name: name if name in there else None)  # type: ignore[arg-type]  # what it uses of one
+        return list(found)
+
+    assert missing(wanted) == [("acme", "acme-cli"), ("acme", "git")]
+    assert missing(wanted, "git") == [("acme", "acme-cli")]
+    assert missing(wanted, "git", "acme-cli") == []
+    # An agent is the tool of the account that it uses; what else it is granted has tools of its own.
+    assert missing(replace(wanted, agent="it", account=WORK)) == []
+    assert missing(replace(wanted, agent="it", account=bare)) == [("acme", "acme-cli"), ("acme", "git")]
 
 
 # --- an agent's ------------------------------------------------------------------------------

@@ -142,8 +142,7 @@ def begin(state: State, wanted: Wanted) -> NoReturn:
     for lost in sweep(records, granting, state.audit):
         state.note(f"the run {lost.id} had lost its parent: what it was granted is taken back")
     _forget_the_old(state, records)
-    # An agent is the tool, wherever its program lies.
-    for provider, tool in missing_tools(wanted, state.catalogue) if wanted.agent is None else ():
+    for provider, tool in missing_tools(wanted, state.catalogue):
         state.note(f"{provider} is mostly used by {tool}, which is not in the sandbox")
     made = ready(
         wanted,

@@ -15,9 +15,11 @@ from typing import NamedTuple
 
 from valetkey.credential import CredentialRef
 from valetkey.gateway.message import Header
+from valetkey.provider import AuthMethod, Sandbox
 
-__all__ = ["Placeholder", "by_mark", "decoded", "made", "marks_in", "new_tag", "tag_of"]
+__all__ = ["Placeholder", "by_mark", "decoded", "made", "marks_in", "new_tag", "sandbox_of", "tag_of"]
 
+_NAMED = re.compile(r"\{([A-Za-z0-9_-]+)\}")
 _MARK = re.compile(rb"vkp_[0-9a-f]{12}_[0-9a-f]{32}")
 
 
@@ -36,6 +38,21 @@ def new_tag() -> str:
 def made(form: str, tag: str) -> str:
     """Make one of the declared form."""
     return f"{form}-vkp_{tag}_{secrets.token_hex(16)}"
+
+
+def sandbox_of(method: AuthMethod) -> Sandbox:
+    """Give what a login wants in a run. Where its declaration does not say, that is what `exec` would set, with a
+    placeholder in the place of each secret; nothing where an endpoint serves it.
+    """
+    if method.sandbox is not None or method.endpoint is not None:
+        return method.sandbox or Sandbox()
+    known = {"base_url", *(parameter.key for parameter in method.parameters if not parameter.secret)}
+
+    def hidden(name: re.Match[str]) -> str:
+        return name[0] if name[1] in known else "{placeholder}"
+
+    exports = method.exports or dict.fromkeys(method.environment[:1], "{key}")
+    return Sandbox(environment={variable: _NAMED.sub(hidden, text) for variable, text in exports.items()})
 
 
 def by_mark(placeholders: Mapping[CredentialRef, Mapping[str, str]]) -> dict[bytes, Placeholder]:

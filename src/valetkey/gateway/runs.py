@@ -32,7 +32,7 @@ from valetkey.gateway.policy import GRANTED_ALONE, Policy, Rule
 from valetkey.inject import fill
 from valetkey.provider import AuthMethod, Sandbox
 from valetkey.providers import Catalogue
-from valetkey.sandbox import PROXY_PORT
+from valetkey.sandbox import ADDRESS
 from valetkey.store import Document, Store
 from valetkey.stores import modes
 
@@ -40,6 +40,9 @@ __all__ = ["ENDPOINT_TOKEN", "BegunRun", "Run", "Runs", "policy_of"]
 
 # Among an account's placeholders, which are by variable: the one that its endpoint wants to see.
 ENDPOINT_TOKEN = "{token}"
+
+# By account, then by variable or path.
+_Texts = dict[CredentialRef, dict[str, str]]
 
 _KIND = "run"
 _EVERY = 1_000_000
@@ -96,14 +99,16 @@ class BegunRun:
     """What a sandbox is made with.
 
     `placeholders`: by account, then by variable; "" is the one for files. `environment`: by account, the variables that
-    its declaration wants in a sandbox, filled in. `certificate`: the PEM of the run's own authority, to be believed
-    inside. `folder`: the folder with `gateway.sock`, which is there once the gateway has looked (`serving.poke`).
+    its declaration wants in a sandbox, filled in; `files`: likewise paths, as declared, and texts. `certificate`: the
+    PEM of the run's own authority, to be believed inside. `folder`: the folder with `gateway.sock`, which is there once
+    the gateway has looked (`serving.poke`).
     """
 
     id: str
     grants: tuple[CredentialRef, ...]
     placeholders: Mapping[CredentialRef, Mapping[str, str]] = field(repr=False)
     environment: Mapping[CredentialRef, Mapping[str, str]] = field(repr=False)
+    files: Mapping[CredentialRef, Mapping[str, str]] = field(repr=False)
     certificate: str = field(repr=False)
     folder: Path
 
@@ -151,7 +156,7 @@ class Runs:
         now = self._clock.now()
         hosts = [place.text for grant in granted for place in grant.places]
         key, certificate = run_authority.made(run, hosts, now)
-        shown, environment = self._sandboxed(refs, catalogue, environ)
+        shown, environment, texts = self._sandboxed(refs, catalogue, environ)
         begun = Run(
             id=run,
             grants=refs,
@@ -172,6 +177,7 @@ class Runs:
             grants=refs,
             placeholders=shown,
             environment=environment,
+            files=texts,
             certificate=certificate,
             folder=folder,
         )
@@ -234,14 +240,15 @@ class Runs:
 
     def _sandboxed(
         self, refs: Sequence[CredentialRef], catalogue: Catalogue, environ: Mapping[str, str]
-    ) -> tuple[dict[CredentialRef, dict[str, str]], dict[CredentialRef, dict[str, str]]]:
-        """Make placeholders, and fill in what the declarations want in a sandbox."""
+    ) -> tuple[_Texts, _Texts, _Texts]:
+        """Make placeholders, and fill in what the declarations want in a sandbox: variables, then files."""
         tag = placeholders.new_tag()
-        shown: dict[CredentialRef, dict[str, str]] = {}
-        environment: dict[CredentialRef, dict[str, str]] = {}
+        shown: _Texts = {}
+        environment: _Texts = {}
+        files: _Texts = {}
         for ref in refs:
             method, parameters = self._method(ref, catalogue, environ)
-            sandbox = (method and method.sandbox) or Sandbox()
+            sandbox = Sandbox() if method is None else placeholders.sandbox_of(method)
             shown[ref] = {"": placeholders.made(sandbox.placeholder, tag)}
             environment[ref] = {}
             for variable, template in sandbox.environment.items():
@@ -252,7 +259,9 @@ class Runs:
             if method is not None and method.endpoint is not None:
                 token = shown[ref][ENDPOINT_TOKEN] = placeholders.made(sandbox.placeholder, tag)
                 environment[ref] |= _of_endpoint(ref, method.endpoint, parameters, token)
-        return shown, environment
+            values = {**parameters, "placeholder": shown[ref][""]}
+            files[ref] = {path: fill("\n".join(lines), values) for path, lines in sandbox.files.items()}
+        return shown, environment, files
 
     def _method(
         self, ref: CredentialRef, catalogue: Catalogue, environ: Mapping[str, str]
@@ -264,14 +273,14 @@ class Runs:
         else:  # its server wants no credential
             method = next((method for method in provider.auth if method.optional), None)
             parameters = {} if method is None else defaults_of(environ, method) or {}
-        return method, parameters
+        return method, {**parameters, "base_url": f"{ADDRESS}/{ref}"}
 
 
 def _of_endpoint(ref: CredentialRef, id: str, parameters: Mapping[str, str], token: str) -> dict[str, str]:
     """Give the variables that an account's endpoint wants in a run. Raises: EndpointUnavailable."""
     endpoint = endpoint_for(id)
     endpoint.check(ref, parameters)
-    values = {**parameters, "address": f"http://127.0.0.1:{PROXY_PORT}/{ref}", "token": token}
+    values = {**parameters, "address": f"{ADDRESS}/{ref}", "token": token}
     return {variable: fill(template, values) for variable, template in endpoint.variables.items()}
 
 

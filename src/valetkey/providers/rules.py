@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import assert_never, get_args
 
 from valetkey.address import without_braces
-from valetkey.provider import BUILT_IN_KINDS, AuthKind, AuthMethod, Call, Parameter, Provider
+from valetkey.provider import BUILT_IN_KINDS, AuthKind, AuthMethod, Call, Parameter, Provider, Sandbox
 from valetkey.providers.fault import Fault, Key
 from valetkey.providers.reach import check_endpoint, check_reach, check_template, checked_host
 
@@ -18,6 +18,8 @@ ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*^_`|~.-]+[?+]?")
 _OFF_LIMITS = re.compile(r"(\*|[A-Z]+(?:,[A-Z]+)*) (?P<host>[A-Za-z0-9.*{}_-]*)/\S*")
+# Below one of the two, without `.` and `..`; a `+` behind it says that others may add to it.
+_FILE = re.compile(r"(?:/etc|~)(?:/(?!\.\.?(?:/|\+?\Z))[A-Za-z0-9._-]+)+\+?")
 _POINTER = re.compile(r"(/([^~/]|~[01])*)*")
 
 
@@ -241,10 +243,20 @@ def _check_injection(method: AuthMethod, names: set[str], key: Key) -> None:
             )
     for name, template in method.exports.items():
         check_template(template, {*names, "base_url"}, (*key, "exports", name))
-    for name, template in (method.sandbox.environment if method.sandbox else {}).items():
-        check_template(
-            template, {*names, "placeholder"} - _secret_names(method), (*key, "sandbox", "environment", name)
-        )
+    if method.sandbox is not None:
+        _check_sandbox(method, method.sandbox, (*key, "sandbox"))
+
+
+def _check_sandbox(method: AuthMethod, sandbox: Sandbox, key: Key) -> None:
+    # Neither the credential nor a parameter that is sealed like one.
+    names = {"placeholder", "base_url", *(p.key for p in method.parameters if not p.secret)} - _secret_names(method)
+    for name, template in sandbox.environment.items():
+        check_template(template, names, (*key, "environment", name))
+    for path, lines in sandbox.files.items():
+        for i, line in enumerate(lines):
+            check_template(line, names, (*key, "files", path, i))
+        if not _FILE.fullmatch(path):
+            raise Fault((*key, "files"), f'holds "{path[:60]}"', hint='write a path such as "/etc/NAME" or "~/NAME"')
 
 
 def _check_headers(headers: Mapping[str, str], names: Iterable[str], key: Key) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from valetkey.sandbox import AGENT_HOME, PROXY_PORT
+from valetkey.sandbox import ADDRESS, AGENT_HOME
 
 __all__ = ["ADDRESS", "BUNDLE", "CERTIFICATE", "PATH", "environment", "files"]
 
-# All that comes there is passed on to the run's gateway.
-ADDRESS = f"http://127.0.0.1:{PROXY_PORT}"
 CERTIFICATE, BUNDLE = "/etc/valetkey/ca.pem", "/etc/valetkey/ca-bundle.pem"
 # What they would say of this machine and person is nothing that a credential hangs on.
 _KEPT = ("TERM", "COLORTERM", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "NO_COLOR")

@@ -14,6 +14,7 @@ from valetkey.audit.recorder import Audit, person
 from valetkey.credential import CredentialRef
 from valetkey.providers import Catalogue
 from valetkey.runs.environment import ADDRESS, PATH, environment, files
+from valetkey.runs.files import divided, write_below
 from valetkey.runs.order import Order
 from valetkey.runs.record import Records, Run
 from valetkey.sandbox import Limits, Mount, Sandbox, Spec
@@ -53,6 +54,11 @@ class Begun(Protocol):
     @property
     def environment(self) -> Mapping[CredentialRef, Mapping[str, str]]:
         """The variables that each account wants inside, with placeholders where credentials would stand."""
+        ...
+
+    @property
+    def files(self) -> Mapping[CredentialRef, Mapping[str, str]]:
+        """The files that each account wants inside, likewise: their declared paths and texts."""
         ...
 
     @property
@@ -129,6 +135,9 @@ def ready(
     with _taken_back(run, records, granting, lock):
         records.check_home(run)
         begun = granting.begin(run.id, wanted)
+        put, declared = divided(begun.files[ref] for ref in wanted.grants if ref in begun.files)
+        for path, text in put.items():
+            write_below(records.home(run), path, text.encode())
         prepared = _prepared(wanted, begun, records.home(run))
         spec = Spec(
             command=wanted.command,
@@ -139,7 +148,7 @@ def ready(
             environment=environment(
                 environ, placeholders=_placeholders(wanted, begun, prepared), asked=wanted.variables
             ),
-            files={**prepared.files, **files(begun.certificate.encode(), system_bundle)},
+            files={**declared, **prepared.files, **files(begun.certificate.encode(), system_bundle)},
             mounts=wanted.mounts,
             limits=wanted.limits,
         )
@@ -199,10 +208,10 @@ def missing_tools(
     *,
     which: Callable[[str], str | None] = lambda name: shutil.which(name, path=PATH),
 ) -> Sequence[tuple[str, str]]:
-    """Give the programs that a grant is mostly for and that the sandbox will not have, each with its provider."""
-    found = []
-    for provider in dict.fromkeys(ref.provider for ref in wanted.grants):
-        tools = catalogue.get(provider).tools
-        if tools and all(which(tool) is None for tool in tools):
-            found += [(provider, tool) for tool in tools]
-    return found
+    """Give the programs that a grant is mostly for and that the sandbox will not have, each with its provider.
+
+    An agent is the tool of its own account, wherever its program lies.
+    """
+    own = None if wanted.account is None else wanted.account.provider
+    providers = dict.fromkeys(ref.provider for ref in wanted.grants if ref.provider != own)
+    return [(name, tool) for name in providers for tool in catalogue.get(name).tools if which(tool) is None]

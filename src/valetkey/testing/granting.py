@@ -28,6 +28,19 @@ class FakeBegun:
         """Give what stands in files; no variable has one of its own."""
         return {ref: {"": f"file-placeholder-of-{ref.account}"} for ref in self.environment}
 
+    @property
+    def files(self) -> Mapping[CredentialRef, Mapping[str, str]]:
+        """Give a file that accounts add to, one of each place, and one that no account may have."""
+        return {
+            ref: {
+                "/etc/acme+": f"added-of-{ref.account}",
+                "/etc/acme.d/it": f"alone-of-{ref.account}",
+                "~/.config/acme/key": f"placeholder-of-{ref.account}",
+                "/etc/valetkey/ca.pem": "of another",
+            }
+            for ref in self.environment
+        }
+
 
 @dataclass(kw_only=True)
 class FakeGranting:

@@ -11,8 +11,9 @@ const question = (stream) => JSON.stringify({ model: 'm', stream, messages: [{ r
 async function tunnel(proxy) {
   const { hostname, port, username, password } = new URL(proxy);
   const authorization = `Basic ${btoa(`${username}:${password}`)}`;
+  const authority = `${url.hostname}:${url.port || 443}`; // RFC 9110 section 9.3.6: with its port, even the default one
   const request = http.request({
-    host: hostname, port, method: 'CONNECT', path: url.host, headers: { host: url.host, 'proxy-authorization': authorization },
+    host: hostname, port, method: 'CONNECT', path: authority, headers: { host: authority, 'proxy-authorization': authorization },
   });
   return new Promise((resolve, reject) => {
     request.on('error', reject);

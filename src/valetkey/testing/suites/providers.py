@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pytest
 
 from valetkey.credential import ApiKey, Credential, Fields, OAuthToken, Secret
 from valetkey.errors import HostsNotAccepted
+from valetkey.gateway import placeholders
 from valetkey.inject import endpoint_hosts, fill, headers_for, host_matches, join, reach
 from valetkey.provider import AuthMethod, Call, Provider
 from valetkey.providers.reader import read
@@ -163,12 +164,30 @@ class ProviderSuite:
                 assert method.notice == ""
                 assert method.for_agents == ()
 
-    def test_what_a_run_sees_is_no_secret(self, provider: Provider, examples: Examples) -> None:
+    def test_what_a_run_sees_is_a_placeholder_that_its_gateway_finds_and_no_secret(
+        self, provider: Provider, examples: Examples
+    ) -> None:
         for method in provider.auth:
-            if method.sandbox is not None:
-                values = {**parameters_of(method, examples), "placeholder": method.sandbox.placeholder}
-                assert SECRET not in " ".join(fill(text, values) for text in method.sandbox.environment.values())
-                assert "placeholder" in method.sandbox.placeholder
+            sandbox = placeholders.sandbox_of(method)
+            form = sandbox.placeholder
+            made = placeholders.made(form, placeholders.new_tag())
+            (mark,) = placeholders.marks_in(made.encode())
+            # Nobody takes it for a credential, and what reads one (a prefix, a URL, git's lines) does not stumble.
+            assert "placeholder" in form
+            assert method.sandbox is None or form.startswith(method.prefix or "")
+            assert quote(made, safe="") == made
+            values = {
+                **parameters_of(method, examples),
+                "placeholder": made,
+                "base_url": "http://127.0.0.1:3128/x",
+            }
+            for text in (*sandbox.environment.values(), *("\n".join(lines) for lines in sandbox.files.values())):
+                filled = fill(text, values)
+                assert SECRET not in filled
+                assert set(placeholders.marks_in(filled.encode())) <= {mark}
+            # What a tool would look for its key in says whose it is.
+            keys = {name for name in sandbox.environment if any(name in other.environment for other in provider.auth)}
+            assert all(sandbox.environment[name] == "{placeholder}" for name in keys)
 
     def test_defaults_have_their_declared_form(self, provider: Provider) -> None:
         for method in provider.auth:
