@@ -38,6 +38,8 @@ class Setting:
     default: Value
     description: str
     options: tuple[str, ...] = ()
+    # Seconds that may be none: 0 switches it off.
+    may_be_zero: bool = False
 
     @property
     def variable(self) -> str | None:
@@ -170,6 +172,13 @@ SETTINGS = (
         description="How many MB all runs may take together; above that the oldest that have ended go.",
     ),
     Setting(
+        key="runs.hold_for_login_seconds",
+        kind="seconds",
+        default=180,
+        may_be_zero=True,
+        description="How long a request of a run waits for a login that it lacks; 0 answers `needs_login` at once.",
+    ),
+    Setting(
         key="trace.bodies",
         kind="choice",
         default="off",
@@ -257,8 +266,9 @@ def checked(setting: Setting, value: object, place: str, folder: Path, environ: 
             return absolute(value, folder, environ)
         case "choice" if isinstance(value, str) and value in setting.options:
             return value
-        case "seconds" if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 86400:
-            return value
+        case "seconds" if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 86400:
+            if value > 0 or setting.may_be_zero:
+                return value
         case "count" if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 10**9:
             return value
         case "port" if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535:
@@ -273,7 +283,7 @@ def _wanted(setting: Setting) -> str:
         case "choice":
             return f"one of: {', '.join(setting.options)}"
         case "seconds":
-            return "a number of seconds, more than 0 and at most 86400"
+            return f"a number of seconds, {'from 0 on' if setting.may_be_zero else 'more than 0'} and at most 86400"
         case "count":
             return "a whole number, at least 1 and at most a thousand million"
         case "port":

@@ -31,7 +31,7 @@ def shown(decision: Decision) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_decide_answers_as_the_corpus_says(case: Case) -> None:
-    assert answered(case, shown(decided(case, policy(case.policy, case.allow)))) == case.expected
+    assert answered(case, shown(decided(case, policy(case.policy, case.allow, case.approved)))) == case.expected
 
 
 @pytest.mark.parametrize("case", OF_KEYS, ids=lambda case: case.name)
@@ -53,7 +53,7 @@ def test_explain_answers_as_the_corpus_says(
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_line_that_a_refusal_names_lets_it_through(case: Case) -> None:
-    refused = decided(case, policy(case.policy, case.allow))
+    refused = decided(case, policy(case.policy, case.allow, case.approved))
     if not isinstance(refused, Refuse) or refused.allow_line is None:
         assert not isinstance(refused, Refuse) or refused.code not in ("denied", "off_limits")
         return
@@ -65,12 +65,12 @@ def test_the_line_that_a_refusal_names_lets_it_through(case: Case) -> None:
         # Beside what is opened already; tried alone here.
         kept = text.partition("allow_off_limits")[0] + "[[rule]]" + text.partition("[[rule]]")[2]
         text = f"{refused.allow_line}\n{kept if '[[rule]]' in text else text}"
-    assert not isinstance(decided(case, policy(text, case.allow)), Refuse)
+    assert not isinstance(decided(case, policy(text, case.allow, case.approved)), Refuse)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_what_is_sent_is_decided_on_alike(case: Case) -> None:
-    chosen = policy(case.policy, case.allow)
+    chosen = policy(case.policy, case.allow, case.approved)
     first = decided(case, chosen)
     if isinstance(first, Refuse) or case.method == "CONNECT":
         return

@@ -449,7 +449,7 @@ def test_a_held_request_waits_for_a_person(
         assert f"POST {waiting['url']}" in narrow.shown, "nothing of what is decided on is cut"
         assert server.calls("/images/hold") == []
         done = line("approvals", answer, waiting["id"], "--json")
-        assert list(done.json) == ["id", "approved", "by"]
+        assert list(done.json) == ["id", "approved", "scope", "by"]
         assert done.json["approved"] is (answer == "approve")
         assert asked.result().status_code == status
         again = line("approvals", answer, waiting["id"])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import tomllib
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from valetkey.config import Paths
 from valetkey.credential import CredentialRef
-from valetkey.gateway import grants
+from valetkey.gateway import access_requests, grants
+from valetkey.gateway.access_requests import AccessRequest
 from valetkey.gateway.decide import Client, Decision, Grant, Refuse, RequestHead, decide
 from valetkey.gateway.policy import GRANTED_ALONE, Policy, read
 from valetkey.gateway.route import read_target, route
@@ -27,8 +29,8 @@ _EXPECTED = ("verdict", "code", "how", "grant", "sent", "rule", "line")
 class Case:
     """One request. `policy` is the text of a file, empty for none; `expected` holds what the corpus says of it.
 
-    `allow` is what a run may go to beside its grants, None where a key asks; `shown` the account whose placeholder the
-    request shows.
+    `allow` is what a run may go to beside its grants, None where a key asks; `approved` what a person has let it do
+    since; `shown` the account whose placeholder the request shows.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Case:
     grants: tuple[str, ...]
     policy: str
     allow: tuple[str, ...] | None = None
+    approved: tuple[str, ...] = ()
     shown: CredentialRef | None = None
     expected: dict[str, Any]
 
@@ -56,6 +59,7 @@ def _read() -> list[Case]:
             grants=tuple(case["grants"]),
             policy=corpus["policies"][case["policy"]],
             allow=tuple(case["allow"]) if "allow" in case else None,
+            approved=tuple(case.get("approved", ())),
             shown=_ref(case["shown"]) if "shown" in case else None,
             expected={key: value for key, value in case.items() if key in _EXPECTED},
         )
@@ -92,11 +96,19 @@ def client(names: tuple[str, ...]) -> Client:
     return Client(id="k", kind="key", grants=tuple(map(_grant, names)))
 
 
-def policy(text: str, allow: tuple[str, ...] | None = None) -> Policy:
+def policy(text: str, allow: tuple[str, ...] | None = None, approved: tuple[str, ...] = ()) -> Policy:
     """Read a policy; without text, that of a key or a run without one."""
     if allow is not None:
-        return policy_of(text, file="policy.toml", allow=allow)
+        base = policy_of(text, file="policy.toml", allow=allow)
+        return replace(base, rules=(*access_requests.rules(list(map(_approved, approved))), *base.rules))
     return read(text, file="policy.toml") if text else GRANTED_ALONE
+
+
+def _approved(allows: str) -> AccessRequest:
+    asked = AccessRequest(
+        id="5f0c21aa", method="", url="", allows=allows, grant=None, reason="", asked_at=datetime.now(UTC)
+    )
+    return asked.settled(scope="run", by="ada", at=datetime.now(UTC))
 
 
 def decided(case: Case, chosen: Policy) -> Decision:

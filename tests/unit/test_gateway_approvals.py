@@ -216,7 +216,7 @@ async def test_what_cannot_be_recorded_is_not_decided(approvals: Approvals) -> N
     with pytest.raises(AuditUnwritable):
         approvals.settle(pending.id, True, "alice")
     assert approvals.pending() == [pending]
-    approvals.decided = lambda pending, approved, by: heard.append((pending.id, approved, by))
+    approvals.decided = lambda pending, approved, by, scope: heard.append((pending.id, approved, by))
     approvals.settle(pending.id, True, "alice")
     assert await task == "approved"
     assert heard == [(pending.id, True, "alice")]

@@ -17,6 +17,7 @@ import pytest
 
 from valetkey.credential import Secret
 from valetkey.errors import NeedsLogin, NotLoggedIn, UnknownApproval, WrongKey
+from valetkey.gateway.access_requests import Scope
 from valetkey.gateway.control import Control
 
 pytestmark = pytest.mark.anyio
@@ -71,10 +72,11 @@ class Scripted:
     def pending(self) -> list[dict[str, object]]:
         return [{"id": "1a2b", "since": datetime(2026, 11, 22, tzinfo=UTC)}]
 
-    def settle(self, id: str, *, approved: bool, by: str) -> None:
+    def settle(self, id: str, *, approved: bool, by: str, scope: Scope | None = None) -> Scope:
         if id != "1a2b":
             raise UnknownApproval("no request of this id waits", hint="see `valetkey approvals list`")
-        self.asked.append((id, approved, by))
+        self.asked.append((id, approved, by, scope))
+        return scope or "once"
 
 
 @asynccontextmanager
@@ -140,8 +142,8 @@ async def test_a_decision_is_kept_with_who_made_it(path: Path, approve: bool) ->
     user = pwd.getpwuid(os.geteuid()).pw_name
     async with served(path) as gateway:
         told = await call(path, "POST", "/approvals/1a2b", json={"approve": approve, "by": "somebody else"})
-        assert told.json() == {"id": "1a2b", "approved": approve, "by": user}
-        assert gateway.asked == [("1a2b", approve, user)]
+        assert told.json() == {"id": "1a2b", "approved": approve, "scope": "once" if approve else None, "by": user}
+        assert gateway.asked == [("1a2b", approve, user, None)]
 
 
 async def test_metrics_are_text_as_prometheus_reads_it(path: Path) -> None:

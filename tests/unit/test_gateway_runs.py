@@ -164,6 +164,12 @@ def test_a_placeholder_counts_nowhere_but_at_its_own_socket(scene: Scene) -> Non
     assert scene.get(run, "/acme/x", shown) == (200, "")
 
 
+def test_inside_of_a_tunnel_every_path_is_the_providers(scene: Scene) -> None:
+    run = scene.running.begin_run("secure")
+    assert scene.intercepted(run, path="/valetkey/access") == (200, "")
+    assert scene.sent() == [f"Bearer {KEY}"]
+
+
 # --- which account ---------------------------------------------------------------------------
 
 

@@ -87,6 +87,7 @@ FAULTS = [
     ('name = "Acme"', 'name = "A\\u009bcme"', "line 2", "name", "control character"),
     ('id = "acme"', 'id = "other"', "line 1", "id", 'id = "acme"'),
     ('id = "acme"', 'id = "Acme"', "line 1", "id", "lower-case"),
+    ('id = "acme"', 'id = "valetkey"', "line 1", "id", "another one"),
     ('name = "Acme"', 'name = "Acme"\norigin = "built-in"', "line 3", "origin", "is no key"),
     ('name = "Acme"', 'name = "Acme"\noverride = "yes"', "line 3", "override", "true or false"),
     ('name = "Acme"', 'name = "Acme"\nchecked = { on = "2026", at = "x" }', "line 3", "checked.on", "a date"),

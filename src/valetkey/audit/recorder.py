@@ -39,6 +39,7 @@ KINDS = (
     "run-started",
     "run-stopped",
     "run-removed",
+    "access-requested",
     "store",
 )
 

@@ -134,7 +134,7 @@ def _say_gateway(state: State, gateway: dict[str, object] | None) -> None:
     if gateway["locked"]:
         state.say("  locked: it refuses every request until `valetkey unlock`", fg="red")
     if gateway["approvals"]:
-        state.say(f"  waiting for a decision: {gateway['approvals']} (`valetkey approvals list`)", fg="yellow")
+        state.say(f"  waiting for a person: {gateway['approvals']} (`valetkey approvals list`)", fg="yellow")
     problems = gateway["problems"]
     if isinstance(problems, dict):
         for key, reason in problems.items():

@@ -12,7 +12,7 @@ from valetkey.credential import CredentialRef, login_command
 from valetkey.errors import NotLoggedIn, ProviderError, RecordDamaged, UsageError
 
 if TYPE_CHECKING:
-    from valetkey.gateway.decide import Client, Decision, Grant, Matched, Refuse, RequestHead
+    from valetkey.gateway.decide import Client, Decision, Grant, Matched
     from valetkey.gateway.policy import Policy
 
 __all__ = ["policy"]
@@ -54,28 +54,45 @@ def check(state: State, *, file: Path) -> None:
 @click.argument("url")
 @click.option("--policy", "file", type=click.Path(path_type=Path), help="The policy; without it: all that is granted.")
 @click.option("--grant", "names", metavar="PROVIDER[@ACCOUNT]", multiple=True, help="An account that is granted.")
-def explain(state: State, *, method: str, url: str, file: Path | None, names: tuple[str, ...]) -> None:
+@click.option("--run", metavar="RUN", help="A run that lives: its grants, its policy, and what it was approved.")
+def explain(state: State, *, method: str, url: str, file: Path | None, names: tuple[str, ...], run: str | None) -> None:
     """Say what the gateway would do with a request, by which rule, and which line would allow it.
 
     URL is https://host/path, or /provider/path as a tool with a base URL sends it; for CONNECT it is host:port.
     Nothing is sent.
     """
-    from valetkey.gateway.decide import Client, Refuse, decide
+    from valetkey.gateway.decide import Client
     from valetkey.gateway.policy import GRANTED_ALONE, read_file
+    from valetkey.gateway.route import decided
 
-    chosen = GRANTED_ALONE if file is None else read_file(file)
-    grants = [_named(state, name) for name in names] if names else _all(state)
-    client = Client(id="explain", kind="key", grants=tuple(grants))
-    request = _request(method.upper(), url, client)
-    decision: Decision = request if isinstance(request, Refuse) else decide(request, client, chosen)
-    answer = _as_dict(decision, method.upper(), url)
+    if method.upper() != "CONNECT" and not url.startswith("/") and "://" not in url:
+        raise UsageError(f"{url[:60]!r} is no URL", hint=f"write https://{url[:60]}")
+    if run is None:
+        chosen = GRANTED_ALONE if file is None else read_file(file)
+        grants = [_named(state, name) for name in names] if names else _all(state)
+        client = Client(id="explain", kind="key", grants=tuple(grants))
+    elif file is None and not names:
+        client, chosen = _of_run(state, run)
+    else:
+        raise UsageError("a run has its own grants and policy", hint="leave --policy and --grant out, or --run")
+    answer = _as_dict(decided(method.upper(), url, client, chosen), method.upper(), url)
     state.emit(answer)
-    _say(state, answer, chosen)
+    _say(state, answer, chosen, of_run=run is not None)
     if answer["verdict"] == "refuse":
         stop(_REFUSED)
 
 
 # --- what is granted -------------------------------------------------------------------------
+
+
+def _of_run(state: State, name: str) -> tuple[Client, Policy]:
+    """Give a run that lives as the gateway knows it."""
+    from valetkey.gateway.runs import Runs, client_of
+    from valetkey.runs.record import Records
+
+    run = Runs(state.store, state.clock).find(Records(state.paths, state.clock).find(name).id)
+    # As the gateway has it: none of this shell's variables.
+    return client_of(run, store=state.store, catalogue=state.catalogue, environ={}), run.whole_policy
 
 
 def _named(state: State, name: str) -> Grant:
@@ -115,17 +132,6 @@ def _all(state: State) -> list[Grant]:
 
 
 # --- the answer ------------------------------------------------------------------------------
-
-
-def _request(method: str, url: str, client: Client) -> RequestHead | Refuse:
-    from valetkey.gateway.decide import RequestHead
-    from valetkey.gateway.route import read_target, route
-
-    if method != "CONNECT" and not url.startswith("/") and "://" not in url:
-        raise UsageError(f"{url[:60]!r} is no URL", hint=f"write https://{url[:60]}")
-    if method != "CONNECT" and url.startswith("/"):
-        return route(RequestHead(method=method, scheme="http", host="localhost", port=None, path=url), client)
-    return read_target(method, url)
 
 
 def _as_dict(decision: Decision, method: str, url: str) -> dict[str, Any]:
@@ -169,7 +175,7 @@ def _rule(matched: Matched) -> dict[str, str]:
     return {"place": matched.place, "name": matched.name, "text": matched.text}
 
 
-def _say(state: State, answer: dict[str, Any], chosen: Policy) -> None:
+def _say(state: State, answer: dict[str, Any], chosen: Policy, *, of_run: bool) -> None:
     color = {"allow": "green", "ask": "yellow", "refuse": "red"}[answer["verdict"]]
     state.say(f"{answer['verdict']}: {answer['method']} {answer['url']}", fg=color)
     rule = answer["rule"]
@@ -182,7 +188,9 @@ def _say(state: State, answer: dict[str, Any], chosen: Policy) -> None:
         rows.append(("to allow", answer["allow_line"]))
     for name, value in rows:
         state.say(f"  {name:<9} {value}")
-    if answer["code"] == "denied":
+    if of_run and answer["code"] == "denied":
+        state.say("  The run may ask for it: its refusal says how, and `valetkey approvals approve` lets it.")
+    elif answer["code"] == "denied":
         state.say(f"  Put that line below a [[rule]] before the other rules{_of(chosen)}.")
 
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from valetkey import serving
 from valetkey.audit.recorder import person
 from valetkey.cli.frame import State, command, group
 from valetkey.cli.output import ago
-from valetkey.errors import RunError
+from valetkey.errors import GatewayError, RunError
 
 if TYPE_CHECKING:
     from valetkey.runs.record import Records, Run
@@ -73,6 +74,18 @@ def show(state: State, *, id: str) -> None:
         value = told[name]
         text = " ".join(value) if isinstance(value, list) else str(value) if value is not None else "-"
         state.say(f"{name.replace('_', ' '):<11} {text}")
+    _say_waiting(state, one)
+
+
+def _say_waiting(state: State, one: Run) -> None:
+    """Say what of a run waits for a person; nothing where no gateway runs."""
+    with suppress(GatewayError):
+        waiting = serving.ask(str(state.paths.home), "GET", "/approvals")["approvals"]
+        mine = [asked for asked in waiting if asked["client"] == f"run:{one.id}"]
+        if mine and not state.json:
+            logins = dict.fromkeys(asked["account"] for asked in mine if asked["kind"] == "login")
+            what = f"a login for {', '.join(logins)}" if logins else "a decision"
+            state.say(f"waits for   {what} ({len(mine)}; `valetkey approvals list`)", fg="yellow")
 
 
 @command("logs", short_help="Print what a run said.")

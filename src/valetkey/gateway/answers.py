@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 
 from valetkey.errors import RefreshFailed, ValetkeyError
 from valetkey.gateway.decide import Refuse
@@ -14,6 +15,7 @@ from valetkey.gateway.message import status_line
 
 __all__ = [
     "Answer",
+    "access",
     "failed",
     "foreign_credential",
     "foreign_key",
@@ -104,18 +106,32 @@ def of_error(error: ValetkeyError) -> Answer:
     return Answer(status, code, fields, b"" if wait is None else _retry_after(wait))
 
 
-def refused(decision: Refuse, *, run: str | None = None) -> Answer:
-    """Give the answer for a decision: the rule, and the line that would allow it. `run` is the id of who asked."""
+def access(status: int, told: Mapping[str, object]) -> Answer:
+    """Give the answer to a run that asks the gateway itself."""
+    made = Answer(status, "access", {})
+    made.body = json.dumps(told, ensure_ascii=False).encode() + b"\n"
+    return made
+
+
+def refused(decision: Refuse, *, run: str | None = None, ask: Mapping[str, object] | None = None) -> Answer:
+    """Give the answer for a decision: the rule, and the line that would allow it. `run` is the id of who asked.
+
+    `ask` is how it asks a person for that, where one may let it have it.
+    """
     rule = decision.rule
+    hint = _HINTS[decision.code] if run is None else _run_hint(decision, run)
+    if ask is not None:
+        hint += f"; to ask from here: {ask['command']}"
     return Answer(
         decision.status,
         decision.code,
         {
             "message": decision.reason,
-            "hint": _HINTS[decision.code] if run is None else _run_hint(decision, run),
+            "hint": hint,
             "provider": None if decision.grant is None else decision.grant.provider,
             "rule": None if rule is None else {"place": rule.place, "name": rule.name, "text": rule.text},
             "allow_line": decision.allow_line,
+            "ask": ask,
         },
     )
 

@@ -46,7 +46,7 @@ class Audited:
                 detail = {"code": row.outcome, "status": row.status, **where}
                 self.audit.tell("denial", who=key[0], account=row.account, detail=detail)
 
-    def decided(self, pending: Pending, approved: bool, by: str) -> None:
+    def decided(self, pending: Pending, approved: bool, by: str, scope: str = "once") -> None:
         """Record what a person says before it counts: without it nothing is approved. Raises: AuditUnwritable."""
         record = self.audit.append if approved else self.audit.tell
         detail = {
@@ -56,6 +56,8 @@ class Audited:
             "url": pending.url,
             "rule": pending.place or pending.rule,
         }
+        if pending.kind == "access" or scope != "once":
+            detail |= {"allows": pending.allows, "scope": scope if approved else ""}
         record("approval", who=f"person:{by}", account=pending.account, detail=detail)
 
     # --- once a minute -----------------------------------------------------------------------

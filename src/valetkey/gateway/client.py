@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
+from valetkey.gateway import starting
 from valetkey.gateway.answers import failed
 from valetkey.gateway.exchange import MAX_WAITING_BYTES, Exchange
 from valetkey.gateway.message import MAX_HEAD_BYTES, MAX_HEADERS, Header, head_size, version_of
+from valetkey.gateway.relay import relay_up
 
 if TYPE_CHECKING:
     from valetkey.gateway.plan import Tunnel
@@ -106,7 +108,7 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse all of it, then go on with the request in front."""
         if self.relaying:
-            self.queue[0].relay_up(data)
+            relay_up(self.queue[0], data)
             return
         if self._stopped or self._parser is None:
             self._keep_early(data)
@@ -165,7 +167,7 @@ class ClientConnection(asyncio.Protocol):
             exchange.body(body)
         exchange.body_end()
         self.queue.append(exchange)
-        exchange.start_again(last, len(body))
+        starting.start_again(exchange, last, len(body))
         return True
 
     def _keep_early(self, data: bytes) -> None:
@@ -234,7 +236,7 @@ class ClientConnection(asyncio.Protocol):
     def _advance(self) -> None:
         # Who does not take his answers gets no more of them: they would have to be kept here.
         if self.queue and not self.queue[0].started and not self._full:
-            self.queue[0].start()
+            starting.start(self.queue[0])
 
     def eof_received(self) -> bool:
         """Let a client that has said all it wanted wait for its answer (half-close); else it is gone."""

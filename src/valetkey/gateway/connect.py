@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from valetkey.gateway import answers
 from valetkey.gateway.body import Down
 from valetkey.gateway.plan import Tunnel
+from valetkey.gateway.relay import begin_relay
 
 if TYPE_CHECKING:
     from valetkey.gateway.exchange import Exchange
@@ -75,4 +76,4 @@ async def _pass_through(exchange: Exchange, plan: Plan) -> None:
     exchange.opened()
     exchange.down = Down(b"", chunked=False)
     exchange.client.write(_OPEN)
-    exchange.begin_relay()
+    begin_relay(exchange)

@@ -30,6 +30,7 @@ from valetkey.errors import (
     ValetkeyError,
     WrongKey,
 )
+from valetkey.gateway.access_requests import Scope
 from valetkey.serving import peer_uid
 
 __all__ = ["Asked", "Control", "application"]
@@ -88,8 +89,8 @@ class Asked(Protocol):
         """Give what waits no more."""
         ...
 
-    def settle(self, id: str, *, approved: bool, by: str) -> None:
-        """Decide on one of them. Raises: UnknownApproval."""
+    def settle(self, id: str, *, approved: bool, by: str, scope: Scope | None = None) -> Scope:
+        """Decide on one of them, for once or for the run; say which it was. Raises: UnknownApproval, UsageError."""
         ...
 
 
@@ -132,12 +133,15 @@ def application(asked: Asked) -> Starlette:
         return {"approvals": asked.pending(), "settled": asked.settled()}
 
     async def settle(request: Request) -> Mapping[str, object]:
-        approved = (await _body(request)).get("approve")
+        body = await _body(request)
+        approved, scope = body.get("approve"), body.get("scope")
         if not isinstance(approved, bool):
             raise UsageError("the body says neither yes nor no", hint='send {"approve": true} or {"approve": false}')
+        if scope not in (None, "once", "run"):
+            raise UsageError("the scope is none that there is", hint='send "once" or "run"')
         which, by = request.path_params["id"], _user()
-        asked.settle(which, approved=approved, by=by)
-        return {"id": which, "approved": approved, "by": by}
+        counts = asked.settle(which, approved=approved, by=by, scope=scope)
+        return {"id": which, "approved": approved, "scope": counts if approved else None, "by": by}
 
     async def metrics(_: Request) -> Response:
         asked.heard()

@@ -30,6 +30,7 @@ __all__ = [
     "RefusalCode",
     "Refuse",
     "RequestHead",
+    "allowing",
     "decide",
     "malformed",
 ]
@@ -134,7 +135,11 @@ class Forward:
 
 @dataclass(frozen=True, kw_only=True)
 class Refuse:
-    """Answer `status`. `allow_line` is the line of a policy that would let it through, where one would."""
+    """Answer `status`. `allow_line` is the line of a policy that would let it through, where one would.
+
+    `allows` is what a rule would have to say for that, where a rule is all that it takes. `named` is the account that a
+    base URL named, where it is not granted.
+    """
 
     code: RefusalCode
     status: Literal[400, 403, 404]
@@ -143,6 +148,8 @@ class Refuse:
     allow_line: str | None = None
     target: Target | None = None
     grant: CredentialRef | None = None
+    allows: str = ""
+    named: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,21 +299,25 @@ def _by_rule(rule: Rule, forward: Forward) -> Decision:
     assert_never(rule.verdict)
 
 
-def _denied(forward: Forward, reason: str, matched: Matched | None = None) -> Refuse:
+def allowing(forward: Forward) -> str:
+    """Give what a rule would have to say to let this through, and as little else as it can."""
     target = forward.target
-    what = (
-        f"CONNECT {target.authority}/**"
-        if forward.how == "tunnel"
-        else f"{forward.method} {target.authority}{target.path}"
-    )
+    if forward.how == "tunnel":
+        return f"CONNECT {target.authority}/**"
+    return f"{forward.method} {target.authority}{target.path}"
+
+
+def _denied(forward: Forward, reason: str, matched: Matched | None = None) -> Refuse:
+    what = allowing(forward)
     return Refuse(
         code="denied",
         status=403,
         reason=reason,
         rule=matched or forward.rule,
         allow_line=f'allow = "{what}"',
-        target=target,
+        target=forward.target,
         grant=forward.grant,
+        allows=what,
     )
 
 

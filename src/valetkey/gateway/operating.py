@@ -14,6 +14,7 @@ from valetkey.account_state import in_store
 from valetkey.broker import Broker
 from valetkey.credential import CredentialRef, Health, Secret, expires_at_of, login_command
 from valetkey.errors import StoreLocked, WrongKey
+from valetkey.gateway.access_requests import Scope
 from valetkey.gateway.approvals import Approvals
 from valetkey.gateway.audited import Audited
 from valetkey.gateway.metrics import Metrics
@@ -165,7 +166,7 @@ class Operating:
             "runs": sum(live.client.kind == "run" for live in parts.ring.live()),
             "problems": parts.ring.problems(),
             "active": parts.gateway.active,
-            "approvals": len(parts.approvals.pending()),
+            "approvals": len(self.pending()),
             "trace_dropped": parts.trace.dropped,
             "accounts": [a.as_dict() for a in accounts],
         }
@@ -222,15 +223,31 @@ class Operating:
 
     def pending(self) -> list[dict[str, object]]:
         """Give what waits for a person, the oldest first."""
-        return [asdict(pending) for pending in self._parts.approvals.pending()]
+        found = [*self._parts.approvals.pending(), *self._parts.gateway.access.pending()]
+        return [asdict(pending) for pending in sorted(found, key=lambda pending: pending.since)]
 
     def settled(self) -> list[dict[str, object]]:
         """Give what waits no more, the newest first, and who decided on it."""
-        return [asdict(settled) for settled in self._parts.approvals.recent()]
+        found = [*self._parts.approvals.recent(), *self._parts.gateway.access.recent()]
+        return [asdict(settled) for settled in sorted(found, key=lambda settled: settled.at, reverse=True)]
 
-    def settle(self, id: str, *, approved: bool, by: str) -> None:
-        """Decide on one of them. Raises: UnknownApproval."""
-        self._parts.approvals.settle(id, approved, by)
+    def settle(self, id: str, *, approved: bool, by: str, scope: Scope | None = None) -> Scope:
+        """Decide on one of them, for once or for the run; say which it was.
+
+        Without a scope, what is held is let through once, and what a run asked for is allowed for as long as it lives.
+
+        Raises: UnknownApproval, UsageError, NotLoggedIn, StoreError.
+        """
+        approvals, access = self._parts.approvals, self._parts.gateway.access
+        if all(pending.id != id for pending in approvals.pending()):
+            access.settle(id, approved, by, scope or "run")
+            return scope or "run"
+        if approved and scope == "run" and approvals.find(id).kind == "request":
+            access.check_allowable(approvals.find(id))
+            access.allow(approvals.settle(id, approved, by, "run"), by)
+            return "run"
+        approvals.settle(id, approved, by)
+        return "once"
 
 
 def _unrecovered(account: str, status: int) -> dict[str, object]:

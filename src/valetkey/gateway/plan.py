@@ -12,6 +12,7 @@ from valetkey.errors import ProviderError
 from valetkey.gateway.decide import Decision, Forward, Hold, Refuse, RequestHead, decide
 from valetkey.gateway.message import DISGUISES
 from valetkey.gateway.route import read_target, route
+from valetkey.gateway.runs import Run
 from valetkey.gateway.usage import UsageReader, usage_reader_for
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Plan:
         "host_name",
         "method",
         "near_allowed",
+        "once",
         "origin",
         "path",
         "pool_key",
@@ -103,6 +105,8 @@ class Plan:
         )
         # A text: it is hashed once.
         self.pool_key = f"{self.origin} {self.account}"
+        # What a person has let a run do once: the id of its request for access.
+        self.once = ""
         self.rewrites: tuple[Rewrite, ...] = () if provider is None else provider.api.rewrite
         # For the trace.
         self.told = (self.account, method, self.host, self.path, way)
@@ -194,6 +198,8 @@ class Planner:
         if granted is not None and granted.signs:
             below = urlsplit(granted.base_url).path.rstrip("/")
             plan.endpoint = plan.path.removeprefix(below) if way == "base-url" else ""
+        if isinstance(decision, Forward) and isinstance(live.key, Run) and live.key.access:
+            plan.once = live.key.once_by(decision.rule.place)
         return plan
 
 

@@ -14,7 +14,7 @@ from valetkey.errors import ConfigError
 from valetkey.gateway import pattern
 from valetkey.gateway.pattern import Pattern, WrongPattern
 
-__all__ = ["GRANTED_ALONE", "Opening", "Policy", "Rule", "Verdict", "read", "read_file", "text_of"]
+__all__ = ["GRANTED_ALONE", "Opening", "Policy", "Rule", "Verdict", "read", "read_file", "text_of", "with_rule"]
 
 Verdict = Literal["allow", "deny", "ask"]
 _VERDICTS: tuple[Verdict, ...] = ("allow", "deny", "ask")
@@ -94,6 +94,17 @@ def read(text: str, *, file: str) -> Policy:
             f"{file}:{line}: this is not TOML: {what.partition(' (at ')[0][:200].lower()}", hint="correct that line"
         ) from error
     return _Reader(table, lines=_Lines(text), file=file).policy()
+
+
+def with_rule(text: str, line: str) -> str:
+    """Give the text of a policy with one more rule before all others, so that it counts. `line` is `allow = "…"`."""
+    lines = text.splitlines(keepends=True)
+    first = next((i for i, found in enumerate(lines) if _Lines.HEADER.match(found)), len(lines))
+    before = "".join(lines[:first])
+    if before and not before.endswith("\n"):
+        before += "\n"
+    rule = f"[[rule]]\n{line}\n"
+    return f"{before}{rule}\n{''.join(lines[first:])}" if first < len(lines) else f"{before}\n{rule}"
 
 
 class _Reader:
@@ -205,7 +216,7 @@ class _Reader:
 class _Lines:
     """Where things are written; tomllib keeps no places. What is not found is told as the nearest table's line."""
 
-    _HEADER = re.compile(r"\s*\[\[\s*rule\s*\]\]")
+    HEADER = re.compile(r"\s*\[\[\s*rule\s*\]\]")
     _KEY = re.compile(r"""\s*["']?([A-Za-z0-9_-]+)["']?\s*=""")
 
     def __init__(self, text: str) -> None:
@@ -213,7 +224,7 @@ class _Lines:
         self._top: dict[str, int] = {}
         self._rules: list[tuple[int, dict[str, int]]] = []
         for number, line in enumerate(self._text, start=1):
-            if self._HEADER.match(line):
+            if self.HEADER.match(line):
                 self._rules.append((number, {}))
             elif found := self._KEY.match(line):
                 keys = self._rules[-1][1] if self._rules else self._top

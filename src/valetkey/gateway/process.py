@@ -31,6 +31,7 @@ from valetkey.gateway.metrics import Metrics
 from valetkey.gateway.operating import Operating, Parts
 from valetkey.gateway.place import Place
 from valetkey.gateway.ring import Ring
+from valetkey.gateway.run_notes import RunNotes
 from valetkey.gateway.server import EngineSettings, Gateway
 from valetkey.gateway.telemetry import telemetry
 from valetkey.gateway.trace import Trace
@@ -162,9 +163,13 @@ def assembled(config: Config, *, environ: Mapping[str, str], clock: Clock) -> Pa
             total_seconds=config.seconds("gateway.total_seconds"),
             most_connections=_most_connections(),
             max_body_bytes=config.count("gateway.max_body_bytes") if config.value("gateway.max_body_bytes") else 0,
+            hold_for_login_seconds=config.seconds("runs.hold_for_login_seconds"),
             keep_bodies=config.text("trace.bodies") == "on",
         ),
     )
+    notes = RunNotes(config.paths)
+    approvals.awaiting = notes.awaiting
+    gateway.access.note = notes.note
     return Parts(
         store=store,
         broker=broker,

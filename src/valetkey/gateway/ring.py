@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from valetkey.gateway.limits import Meter
 from valetkey.gateway.placeholders import Placeholder, by_mark, tag_of
 from valetkey.gateway.policy import GRANTED_ALONE, Policy
 from valetkey.gateway.run_authority import RunAuthority
-from valetkey.gateway.runs import Run, Runs, policy_of
+from valetkey.gateway.runs import Run, Runs
 from valetkey.providers import Catalogue
 from valetkey.store import Store
 
@@ -78,12 +79,19 @@ class LiveKey:
         # What every token of this key begins with, and no other does: it goes to no provider.
         if isinstance(key, Run):
             self.authority = RunAuthority(key.authority_key, key.certificate, clock)
-            self.placeholders = by_mark(key.placeholders)
+            self.placeholders = by_mark(key.all_placeholders)
             self.marker = tag_of(self.placeholders)
         else:
             self.digest = key.digest
             self.ends_at = key.expires_at
             self.marker = b"vk_%b_" % key.id.encode()
+
+    def become(self, run: Run, client: Client, policy: Policy) -> None:
+        """Take what a person has decided on the run's requests for access: it stays the run that it was, and all that
+        goes on with it goes on.
+        """
+        self.key, self.client, self.policy = run, client, policy
+        self.placeholders = by_mark(run.all_placeholders)
 
     def close(self) -> None:
         """Take it that it counts no more."""
@@ -280,9 +288,14 @@ class Ring:
             meters[_id_of(key)] = meter
         try:
             agent = key.agent if isinstance(key, Run) else None
-            grants = tuple(grant(ref, "run" if is_run else "gateway", agent) for ref in key.grants)
+            refs = key.all_grants if isinstance(key, Run) else key.grants
+            grants = tuple(grant(ref, "run" if is_run else "gateway", agent) for ref in refs)
             client = Client(id=key.id, kind="run" if is_run else "key", grants=grants, agent=agent)
             if old is not None and old.key == key and old.client == client:
+                self._set(old.meter)
+                return old
+            if old is not None and isinstance(key, Run) and _goes_on(old, key, client):
+                old.become(key, client, _policy(key))
                 self._set(old.meter)
                 return old
             return LiveKey(key, client, _policy(key), self._meter(key, meters), self._clock)
@@ -329,8 +342,14 @@ class Ring:
 
 def _policy(key: ValetKey | Run) -> Policy:
     if isinstance(key, Run):
-        return policy_of(key.policy, file=key.policy_file, allow=key.allow)
+        return key.whole_policy
     return _read_policy(key.policy, file=key.policy_file) if key.policy else GRANTED_ALONE
+
+
+def _goes_on(old: LiveKey, run: Run, client: Client) -> bool:
+    """Say whether nothing but its requests for access has changed, and no account was taken from it."""
+    same = isinstance(old.key, Run) and replace(run, access=()) == replace(old.key, access=())
+    return same and client.grants[: len(old.client.grants)] == old.client.grants
 
 
 def _id_of(key: ValetKey | Run) -> str:

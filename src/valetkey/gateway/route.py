@@ -6,11 +6,33 @@ from collections.abc import Iterable
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from valetkey.gateway.decide import Client, Grant, Refuse, RequestHead, malformed
+from valetkey.gateway.decide import Client, Decision, Grant, Refuse, RequestHead, decide, malformed
 from valetkey.gateway.normal import Malformed, normalise, split_authority
+from valetkey.gateway.policy import Policy
 from valetkey.inject import join
+from valetkey.sandbox import PROXY_PORT
 
-__all__ = ["read_target", "route"]
+__all__ = ["INSIDE", "decided", "read_target", "route"]
+
+# Where a run has its gateway.
+INSIDE = f"http://127.0.0.1:{PROXY_PORT}"
+_INSIDE = (INSIDE, f"http://localhost:{PROXY_PORT}")
+
+
+def decided(method: str, url: str, client: Client, policy: Policy) -> Decision:
+    """Decide on a request that is only spoken of: `https://host/path`, `/provider/path`, or `host:port` of CONNECT.
+
+    A run may write its base URL whole.
+    """
+    for inside in _INSIDE if client.kind == "run" else ():
+        if url.startswith(f"{inside}/"):
+            url = url.removeprefix(inside)
+    if method != "CONNECT" and url.startswith("/"):
+        head = RequestHead(method=method, scheme="http", host="localhost", port=None, path=url)
+        request = route(head, client)
+    else:
+        request = read_target(method, url)
+    return request if isinstance(request, Refuse) else decide(request, client, policy)
 
 
 def route(request: RequestHead, client: Client) -> RequestHead | Refuse:
@@ -30,7 +52,12 @@ def route(request: RequestHead, client: Client) -> RequestHead | Refuse:
     if at:
         found = [grant for grant in found if grant.ref.account == account]
     if not found:
-        return Refuse(code="unknown_provider", status=404, reason=_unknown(first, client.grants))
+        return Refuse(
+            code="unknown_provider",
+            status=404,
+            reason=_unknown(first, client.grants),
+            named=provider + at + account,
+        )
     if request.grant is not None:
         found = [grant for grant in found if grant.ref == request.grant]
         if not found:

@@ -61,10 +61,10 @@ class RunEndpoints:
         self._kept: dict[_Place, _Kept] = {}
         self._asking: dict[tuple[_Place, int], asyncio.Task[Issued | ValetkeyError]] = {}
 
-    async def answer(self, plan: Plan, live: LiveKey, *, by_socket: bool, head: ReadHead) -> Answer:
-        """Answer a request for an account that is served here. `by_socket`: it came by the socket of `live`, a run."""
+    async def answer(self, plan: Plan, live: LiveKey, head: ReadHead) -> Answer:
+        """Answer a request for an account that is served here. Where `live` is a run, it came by that run's socket."""
         ref, run = plan.ref, live.key
-        if ref is None or not by_socket or not isinstance(run, Run):
+        if ref is None or not isinstance(run, Run):
             return answers.failed(
                 403, "not_for_this_use", "this account serves short-lived keys to runs, and nothing else", "use a run"
             )

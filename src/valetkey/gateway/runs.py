@@ -20,10 +20,11 @@ from valetkey.config import Paths
 from valetkey.credential import CredentialRef, Health, Secret, login_command
 from valetkey.endpoints import endpoint_for
 from valetkey.errors import InvalidName, NotLoggedIn, RecordDamaged, UnknownRun, UsageError
+from valetkey.gateway import access_requests, pattern, placeholders, run_authority
 from valetkey.gateway import grants as grants_of
-from valetkey.gateway import pattern, placeholders, run_authority
 from valetkey.gateway import policy as policies
-from valetkey.gateway.decide import Grant
+from valetkey.gateway.access_requests import AccessRequest
+from valetkey.gateway.decide import Client, Grant
 from valetkey.gateway.documents import limits_in, ref_in, text_in, texts_in, time_in
 from valetkey.gateway.limits import Limits
 from valetkey.gateway.pattern import WrongPattern
@@ -36,7 +37,7 @@ from valetkey.sandbox import ADDRESS
 from valetkey.store import Document, Store
 from valetkey.stores import modes
 
-__all__ = ["ENDPOINT_TOKEN", "BegunRun", "Run", "Runs", "policy_of"]
+__all__ = ["ENDPOINT_TOKEN", "BegunRun", "Run", "Runs", "client_of", "policy_of"]
 
 # Among an account's placeholders, which are by variable: the one that its endpoint wants to see.
 ENDPOINT_TOKEN = "{token}"
@@ -72,7 +73,7 @@ class Run:
     """A live run as it is kept. `policy` is the text of its file ("" for none), `allow` the hosts beside the grants.
 
     `placeholders` are by account and by variable, "" for the one that stands in no variable. `folder` is where its
-    socket is. `certificate` is PEM, and so is the key.
+    socket is. `certificate` is PEM, and so is the key. `access` is what it asked a person for since, and is kept apart.
     """
 
     id: str
@@ -87,11 +88,38 @@ class Run:
     placeholders: Mapping[CredentialRef, Mapping[str, str]] = field(repr=False)
     authority_key: Secret
     certificate: str = field(repr=False)
+    access: tuple[AccessRequest, ...] = ()
 
     @property
     def name(self) -> str:
         """What it is called in the trace and where a person decides."""
         return f"run {self.id}"
+
+    @property
+    def all_grants(self) -> tuple[CredentialRef, ...]:
+        """The accounts that it was granted, and those that a person has let it have since."""
+        return tuple(dict.fromkeys((*self.grants, *(ref for ref, _ in self._approved_grants()))))
+
+    @property
+    def all_placeholders(self) -> Mapping[CredentialRef, Mapping[str, str]]:
+        """The placeholders of all of them."""
+        return {ref: {"": text} for ref, text in self._approved_grants()} | dict(self.placeholders)
+
+    @property
+    def whole_policy(self) -> Policy:
+        """What it may ask for: what a person has approved, its policy, and the hosts beside. Raises: ConfigError."""
+        base = policy_of(self.policy, file=self.policy_file, allow=self.allow)
+        return replace(base, rules=(*access_requests.rules(self.access), *base.rules))
+
+    def once_by(self, place: str) -> str:
+        """Give the id of its request for access by which the rule at `place` lets something through once; else ""."""
+        once = [r.id for r in self.access if r.scope == "once" and r.state == "approved"]
+        return next((one for one in once if place == access_requests.place_of(one)), "")
+
+    def _approved_grants(self) -> Iterator[tuple[CredentialRef, str]]:
+        for request in self.access:
+            if request.grant is not None and request.state == "approved":
+                yield request.grant, request.placeholder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,13 +218,14 @@ class Runs:
         with suppress(RecordDamaged, UnknownRun):
             forget_socket(self.find(run).folder)
         self._store.delete_document(_KIND, run)
+        access_requests.forget(self._store, run)
 
     def find(self, run: str) -> Run:
         """Give the live run of this id. Raises: UnknownRun, RecordDamaged, StoreError."""
         document = self._store.document(_KIND, run) if _ID.match(run) else None
         if document is None:
             raise UnknownRun(f"there is no live run {run[:LONGEST_RUN]!r}", hint="see `valetkey runs list`")
-        return _read(document)
+        return replace(_read(document), access=access_requests.load(self._store, run))
 
     def live(self) -> list[Run]:
         """Give every live run that can be read, the last begun first. Raises: StoreError."""
@@ -204,11 +233,13 @@ class Runs:
 
     def each(self) -> Iterator[tuple[str, Run | RecordDamaged]]:
         """Give every id and its run, in that order; in place of one that is damaged the error."""
+        asked = access_requests.stored_runs(self._store)
         for run_id, _, _ in self._store.documents(_KIND, limit=_EVERY):
             try:
                 document = self._store.document(_KIND, run_id)
                 if document is not None:  # else it has ended in between
-                    yield run_id, _read(document)
+                    access = access_requests.load(self._store, run_id) if run_id in asked else ()
+                    yield run_id, replace(_read(document), access=access)
             except RecordDamaged as damaged:
                 yield run_id, damaged
 
@@ -282,6 +313,21 @@ def _of_endpoint(ref: CredentialRef, id: str, parameters: Mapping[str, str], tok
     endpoint.check(ref, parameters)
     values = {**parameters, "address": f"{ADDRESS}/{ref}", "token": token}
     return {variable: fill(template, values) for variable, template in endpoint.variables.items()}
+
+
+def client_of(
+    run: Run,
+    *,
+    store: Store,
+    catalogue: Catalogue,
+    environ: Mapping[str, str],
+) -> Client:
+    """Give a run as the decision sees it. Raises: as `grants.granted`."""
+    granted = [
+        grants_of.granted(ref, store=store, catalogue=catalogue, environ=environ, use="run", agent=run.agent)
+        for ref in run.all_grants
+    ]
+    return Client(id=run.id, kind="run", grants=tuple(granted), agent=run.agent)
 
 
 def forget_socket(folder: Path) -> None:

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from valetkey.clock import Clock
-from valetkey.errors import Unreachable
+from valetkey.credential import CredentialRef
+from valetkey.errors import StoreError, Unreachable
 from valetkey.gateway.approvals import Approvals
 from valetkey.gateway.client import ClientConnection
 from valetkey.gateway.credentials import Credentials
 from valetkey.gateway.dial import Dialler
+from valetkey.gateway.grants import grantable
 from valetkey.gateway.heap import Heap
 from valetkey.gateway.plan import Plan, Planner, Tunnel
+from valetkey.gateway.run_access import RunAccess
 from valetkey.gateway.run_endpoints import RunEndpoints
 from valetkey.gateway.run_sockets import RunSockets
 from valetkey.gateway.upstream import Pool, UpstreamConnection
@@ -25,7 +28,9 @@ if TYPE_CHECKING:
     from valetkey.audit.recorder import Audit
     from valetkey.broker import Broker
     from valetkey.gateway.authority import Authority
+    from valetkey.gateway.decide import Grant
     from valetkey.gateway.ring import Ring
+    from valetkey.gateway.runs import Run
     from valetkey.gateway.trace import Trace
 
 __all__ = ["EngineSettings", "Gateway"]
@@ -43,7 +48,8 @@ class EngineSettings:
     `response_seconds`: for the head of an answer; models think for minutes. `stream_seconds`: for the next byte of a
     body, either way. `total_seconds`: for a request and its answer, but for what is relayed. `most_connections`:
     of clients; above it one that has shown no key yet has to go. `most_of_a_run`: of one run. `max_body_bytes` 0: no
-    limit. `keep_bodies`: the trace gets the beginning of both bodies.
+    limit. `keep_bodies`: the trace gets the beginning of both bodies. `hold_for_login_seconds`: for a login that a
+    request of a run lacks; 0: not at all.
     """
 
     head_seconds: float = 10.0
@@ -54,6 +60,7 @@ class EngineSettings:
     most_connections: int = 65536
     most_of_a_run: int = 1024
     max_body_bytes: int = 0
+    hold_for_login_seconds: float = 0.0
     keep_bodies: bool = False
 
 
@@ -98,6 +105,15 @@ class Gateway:
         self._clock = clock
         self._dialler = dialler
         self._heap = heap or Heap()
+        self.access = RunAccess(
+            store=broker.store,
+            ring=ring,
+            clock=clock,
+            approvals=self.approvals,
+            audit=audit,
+            refresh=self.refresh,
+            grantable=self._grantable,
+        )
         self._servers: list[asyncio.Server] = []
         self._run_sockets = RunSockets(lambda run: ClientConnection(self, run=run))
         self._sweeping: asyncio.TimerHandle | None = None
@@ -156,6 +172,7 @@ class Gateway:
         self.credentials.forget()
         self.planner.forget()
         self.endpoints.forget_all_but(self.ring.run_ids())
+        self.approvals.look_at_logins(self.generation)
         if self.trace is not None:
             self.trace.name_clients({live.id: live.key.name for live in self.ring.live()})
         if not ended:
@@ -170,12 +187,27 @@ class Gateway:
             ):
                 connection.abort()
 
+    def generation(self, account: str) -> int:
+        """Give which login of `provider@account` is stored; 0 for none, and where the store cannot be read."""
+        provider, _, name = account.partition("@")
+        try:
+            found = self.broker.store.account(CredentialRef(provider=provider, account=name))
+        except StoreError:
+            return 0
+        return 0 if found is None else found.generation
+
+    def _grantable(self, run: Run, ref: CredentialRef) -> Grant:
+        broker = self.broker
+        return grantable(ref, store=broker.store, catalogue=broker.catalogue, environ={}, use="run", agent=run.agent)
+
     async def drain(self, seconds: float = 30.0) -> None:
         """Take no new connections, let what is under way end, then close the rest."""
         self.draining = True
         for server in self._servers:
             server.close()
         self._run_sockets.close()
+        self.approvals.end_waiting()
+        self.access.end_waiting()
         for connection in list(self.connections):
             if not connection.queue:
                 connection.close()

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
+from valetkey.gateway import returning
 from valetkey.gateway.message import MAX_HEAD_BYTES, MAX_HEADERS, Header, head_size
+from valetkey.gateway.relay import relay_down, upgrade_accepted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -103,7 +105,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self.abort()
             return
         if self.relaying:
-            exchange.relay_down(bytes(data))
+            relay_down(exchange, bytes(data))
             return
         self._seen += nbytes
         try:
@@ -128,7 +130,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if self._complete:
             self._completed(exchange)
         elif self.exchange is exchange:
-            exchange.flush_down()
+            returning.flush_down(exchange)
 
     def eof_received(self) -> bool:
         """Close: an answer that ends with the connection is told complete in connection_lost."""
@@ -141,7 +143,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self.transport = None
         self.pool.left(self)
         if exchange is not None:
-            exchange.upstream_lost(self, clean=error is None)
+            returning.upstream_lost(exchange, self, clean=error is None)
 
     def pause_writing(self) -> None:
         """Stop reading from the client: the provider takes its body slower than it comes."""
@@ -163,7 +165,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         exchange = self.exchange
         self.abort()
         if exchange is not None:
-            exchange.upstream_failed(reason)
+            returning.upstream_failed(exchange, reason)
 
     @property
     def answering(self) -> bool:
@@ -215,10 +217,10 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             return
         if status < 200:
             if status != 101:
-                self.exchange.interim(status, self._headers)
+                returning.interim(self.exchange, status, self._headers)
             return
         self.keep_alive = self._parser.should_keep_alive()
-        self.exchange.response_head(status, self._headers)
+        returning.response_head(self.exchange, status, self._headers)
         if self.exchange is not None and self.exchange.is_head:
             # The parser waits for a body that HEAD never gets.
             self._parser = None
@@ -230,7 +232,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if self._complete:
             self.keep_alive = False  # HEAD has none: whoever sends one counts otherwise
         if self.exchange is not None and not self.broken and not self._complete:
-            self.exchange.response_body(data)
+            returning.response_body(self.exchange, data)
 
     def on_message_complete(self) -> None:
         """Remember the end; it is told once all that came is parsed."""
@@ -241,7 +243,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def _completed(self, exchange: Exchange) -> None:
         self.exchange = None
-        exchange.response_done(self._trailers)
+        returning.response_done(exchange, self._trailers)
         if self.keep_alive and not self.broken and exchange.request_sent:
             self.pool.put(self)
         else:
@@ -253,13 +255,13 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self.transport.close()
 
     def _upgraded(self, exchange: Exchange, rest: bytes) -> None:
-        if self.status != 101 or not exchange.upgrade_accepted(self._headers):
+        if self.status != 101 or not upgrade_accepted(exchange, self._headers):
             self._fail("it changed the protocol unasked")
             return
         self.relaying = True
         self._parser = None
         if rest:
-            exchange.relay_down(rest)
+            relay_down(exchange, rest)
 
 
 class Pool:

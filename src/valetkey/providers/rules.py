@@ -14,6 +14,8 @@ from valetkey.providers.reach import check_endpoint, check_reach, check_template
 
 __all__ = ["ID", "check"]
 
+# A run asks the gateway itself below this, where the base URLs of providers are.
+OURS = "valetkey"
 ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*^_`|~.-]+[?+]?")
@@ -39,6 +41,8 @@ def _check_names(provider: Provider, stem: str) -> None:
                 f'"{name[:40]}" is not an id',
                 hint="write it with lower-case letters, digits and hyphens, at most 64",
             )
+        if name == OURS:
+            raise Fault((key,), f'"{name}" is the gateway\'s own', hint="choose another one")
     if provider.id != stem:
         raise Fault(("id",), f'is "{provider.id}" in a file named {stem}.toml', hint=f'write `id = "{stem}"`')
     if not provider.name.strip():
