@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from valetkey.errors import InvalidBaseUrl
 
-__all__ = ["Standing", "check_url", "is_metadata", "is_near", "is_odd_number", "standing", "without_braces"]
+__all__ = ["Standing", "check_url", "is_here", "is_metadata", "is_near", "is_odd_number", "standing", "without_braces"]
 
 Standing = Literal["public", "near", "never"]
 
@@ -84,6 +84,12 @@ def is_near(host: str) -> bool:
     if address is not None:
         return _in(address, _NEAR)
     return host == "localhost" or host.endswith(_NEAR_SUFFIXES)
+
+
+def is_here(host: str) -> bool:
+    """Say whether it is this machine by what is written: a loopback address, or `localhost` (RFC 6761 section 6.3)."""
+    address = _ip(host)
+    return address.is_loopback if address is not None else host == "localhost" or host.endswith(".localhost")
 
 
 def standing(address: str) -> Standing | None:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from valetkey.credential import CredentialRef
 from valetkey.provider import DialectId
 
-__all__ = ["Agent", "Login", "Prepared", "Served", "Session"]
+__all__ = ["Agent", "Login", "McpServer", "Prepared", "Served", "Session"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +29,32 @@ class Login:
 
 
 @dataclass(frozen=True, kw_only=True)
+class McpServer:
+    """An MCP server as it is found inside: at an address of the gateway, or by a command that the agent starts.
+
+    One of both is there. `transport` is how the address is spoken to: streamable HTTP, or HTTP with SSE.
+    """
+
+    name: str
+    url: str | None = None
+    transport: Literal["http", "sse"] = "http"
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Served:
     """The account that an agent uses, as it is found inside: none of this is a credential.
 
     `base_url` is where the gateway serves it. `variables` are those that its declaration wants in a sandbox,
-    `placeholder` is what stands for its credential in files and in other variables.
+    `placeholder` is what stands for its credential in files and in other variables. `mcp_servers` belong into the
+    agent's own settings, in place of those that an earlier run had there.
     """
 
     ref: CredentialRef
     base_url: str
     placeholder: str = field(repr=False)
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    mcp_servers: tuple[McpServer, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +111,7 @@ class Agent(Protocol):
 
         The home may be that of an earlier run: whatever is in it was written by a program that is not trusted.
 
-        Raises: HomeUnusable.
+        Raises: HomeUnusable; McpServerUnusable, where it cannot speak to a server.
         """
         ...
 

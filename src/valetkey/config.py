@@ -26,7 +26,7 @@ from valetkey.settings import (
     unknown,
 )
 
-__all__ = ["Config", "Given", "Origin", "Paths", "load"]
+__all__ = ["Config", "Given", "Origin", "Paths", "load", "loaded"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +181,14 @@ class Config:
         """Give the path of an agent's program, where one is named."""
         return next((str(g.value) for g in self.given.values() if g.key == ("agents", agent, "program")), None)
 
+    def tables(self, *above: str) -> dict[str, dict[str, Given]]:
+        """Give what stands in the tables below this key, by the name of each, in the order of the file."""
+        found: dict[str, dict[str, Given]] = {}
+        for given in self.given.values():
+            if given.key[: len(above)] == above and len(given.key) == len(above) + 2:
+                found.setdefault(given.key[-2], {})[given.key[-1]] = given
+        return found
+
     def accounts_here(self, folder: Path) -> dict[str, str]:
         """Give the account of each provider for which this folder, or one above it, has a rule; the nearest wins."""
         rules = [(Path(g.key[1]), g.key[2], str(g.value)) for g in self.given.values() if g.key[0] == "folders"]
@@ -193,8 +201,12 @@ def load(environ: Mapping[str, str]) -> Config:
 
     Raises: ConfigError; the message names file, line and key, or the variable.
     """
+    return loaded(_read(Paths.of(environ).config), environ)
+
+
+def loaded(content: bytes | None, environ: Mapping[str, str]) -> Config:
+    """Read this as if it were config.toml, None for no file, and the environment. Raises: ConfigError."""
     paths = Paths.of(environ)
-    content = _read(paths.config)
     given = {} if content is None else {shown(g.key): g for g in _settings_in(content, paths.config, environ)}
     for setting in SETTINGS:
         written = environ.get(setting.variable) if setting.variable else None

@@ -18,7 +18,7 @@
         AddressRefused               a name that resolves to an address that gets no request
         TraceUnreadable TraceTooNew  the file of past requests
       RunError                       SandboxUnavailable SandboxFailed WorkspaceRefused UnknownRun RunGoesOn
-        AgentNotInstalled BrokenAgent UnknownSession HomeUnusable EndpointUnavailable
+        AgentNotInstalled BrokenAgent UnknownSession HomeUnusable EndpointUnavailable McpServerUnusable
       AuditError                     AuditUnwritable AuditBroken
       ImportFailed                   another tool's file of logins
       SetupRefused                   another tool's file of settings
@@ -68,6 +68,7 @@ __all__ = [
     "LoginError",
     "LoginExpired",
     "LoginTimeout",
+    "McpServerUnusable",
     "MissingParameter",
     "NameNotResolved",
     "NeedsLogin",
@@ -549,6 +550,10 @@ class HomeUnusable(RunError):
 
 class EndpointUnavailable(RunError):
     """An account that is served by an endpoint cannot be: a package or a parameter is missing. The hint names it."""
+
+
+class McpServerUnusable(RunError):
+    """An agent cannot speak to an MCP server that its run would have."""
 
 
 class SandboxUnavailable(RunError):

@@ -12,7 +12,15 @@ from urllib.parse import urlsplit
 
 from valetkey.audit.recorder import Audit
 from valetkey.clock import Clock
-from valetkey.credential import DEFAULT_ACCOUNT, Ambient, Credential, CredentialRef, ExchangedKey, login_command
+from valetkey.credential import (
+    DEFAULT_ACCOUNT,
+    Ambient,
+    Credential,
+    CredentialRef,
+    ExchangedKey,
+    Health,
+    login_command,
+)
 from valetkey.errors import (
     GenerationConflict,
     LoginExpired,
@@ -224,6 +232,8 @@ class Logins:
             endpoints=endpoint_hosts(method, credential.parameters),
             base_url=base_url,
             restricted=method.standing == "restricted",
+            health=Health.OK if verify else Health.UNKNOWN,
+            reason="" if verify else "its provider was not asked: `valetkey status` asks",
         )
         if self._audit is not None:
             detail = {"method": method.id, "restricted": record.restricted, "verified": verify}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from valetkey.address import is_here
 from valetkey.credential import CredentialRef, Secret
 from valetkey.errors import ProviderCheckFailed, TransportError, ValetkeyError
 from valetkey.inject import endpoint_hosts, reach
@@ -31,6 +33,9 @@ async def add(
     verify: bool,
 ) -> Provider:
     """Do what `sdk.add_provider` promises."""
+    asked = allow_http
+    # Nobody is on the way to a server on this machine.
+    allow_http = allow_http or is_here(urlsplit(base_url.strip()).hostname or "")
     # Before anything is asked: the server has nothing to do with the name.
     custom.check_free(broker.catalogue, custom.name_to_id(name))
     spoken, url = dialect, base_url
@@ -41,7 +46,7 @@ async def add(
         spoken, url = answering[0].dialect, answering[0].base_url
     url = custom.normalise(url, spoken)
     custom.check_base_url(url, with_key=key is not None, allow_http=allow_http)
-    needed = key is not None or allow_http
+    needed = key is not None or asked
     if verify and key is None:
         needed = await _wants_key(broker, url, spoken)
     elif verify:

@@ -199,6 +199,43 @@ SETTINGS = (
         description="Colour in what a command prints; `auto` is on a terminal, unless NO_COLOR is set.",
     ),
     Setting(
+        key="runs.mcp",
+        kind="words",
+        default=(),
+        description="The MCP servers that a run gets where `--mcp` names none.",
+    ),
+    Setting(
+        key="mcp.servers.*.url",
+        kind="text",
+        default=None,
+        description="Where an MCP server is: `https://…`. The gateway relays it to runs ([mcp.md](mcp.md)).",
+    ),
+    Setting(
+        key="mcp.servers.*.grant",
+        kind="text",
+        default=None,
+        description="The account, `provider[@account]`, whose credential is put in on the way to that server.",
+    ),
+    Setting(
+        key="mcp.servers.*.transport",
+        kind="choice",
+        default="http",
+        options=("http", "sse"),
+        description="How that server is spoken to: streamable HTTP, or the older HTTP with server-sent events.",
+    ),
+    Setting(
+        key="mcp.servers.*.tools",
+        kind="words",
+        default=None,
+        description="Which of its tools a run may use, `*` standing for anything; without it all.",
+    ),
+    Setting(
+        key="mcp.servers.*.command",
+        kind="words",
+        default=None,
+        description="In place of a url: the program, with arguments, of a server that the agent starts in its run.",
+    ),
+    Setting(
         key="agents.*.program",
         kind="path",
         default=None,

@@ -319,3 +319,13 @@ def test_only_an_account_that_is_there_can_be_switched_to(valetkey: CommandLine,
     done = valetkey("auth", "switch", name)
     assert (done.status, done.out) == (status, "")
     assert "valetkey: hint: " in done.err
+
+
+def test_a_login_that_nobody_was_asked_about_is_not_called_healthy(valetkey: CommandLine) -> None:
+    valetkey("login", "acme", "--key", "-", "--no-verify", stdin=KEY)
+    (account,) = valetkey.accounts()
+    assert (account["health"], "was not asked" in account["reason"]) == ("unknown", True)
+    assert valetkey("token", "acme").out == KEY + "\n"
+    assert valetkey("status").status == 0
+    (account,) = valetkey.accounts()
+    assert (account["health"], account["reason"]) == ("ok", "")

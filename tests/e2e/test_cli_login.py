@@ -150,13 +150,23 @@ def test_the_menu_ends_with_servers_of_ones_own(valetkey: CommandLine, acme: Loc
         terminal.send("small" + ENTER)
         terminal.expect("API key")
         terminal.send(KEY + ENTER)
-        terminal.expect("over plain http, readable on the way")
-        terminal.expect("Send it all the same? [y/N]")
-        terminal.send("y" + ENTER)
+        # On this machine nobody is on the way.
         terminal.expect("Added my-box: openai-chat")
         assert terminal.end() == 0
         assert KEY not in terminal.shown
+        assert "plain http" not in terminal.shown
     assert valetkey("token", "my-box").out == KEY + "\n"
+
+
+def test_a_key_over_plain_http_to_another_machine_wants_a_yes(valetkey: CommandLine, tmp_path: Path) -> None:
+    (file := tmp_path / "key").write_text(KEY)
+    words = ("--base-url", "http://10.0.0.1:9/v1", "--dialect", "openai-chat", "--no-verify", "--file", str(file))
+    with valetkey.terminal("providers", "add", "far", *words) as terminal:
+        terminal.expect("over plain http, readable on the way")
+        terminal.expect("Send it all the same? [y/N]")
+        terminal.send("n" + ENTER)
+        assert terminal.end() != 0
+    assert valetkey("providers", "show", "far").status != 0
 
 
 def test_a_restricted_login_shows_its_notice_and_wants_a_yes(valetkey: CommandLine, acme: LocalServer) -> None:

@@ -7,18 +7,19 @@ import os
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from valetkey.agent import Agent, Login, Served
+from valetkey.agent import Agent, Login, McpServer, Served
 from valetkey.agents import agent_for, chosen
 from valetkey.agents.claude import Claude
 from valetkey.agents.codex import Codex
 from valetkey.agents.program import Program, located
 from valetkey.credential import CredentialRef
-from valetkey.errors import AgentNotInstalled, BrokenAgent, HomeUnusable, WorkspaceRefused
+from valetkey.errors import AgentNotInstalled, BrokenAgent, HomeUnusable, McpServerUnusable, WorkspaceRefused
 from valetkey.sandbox import Mount
 
 ONE, OTHER = "11111111-5d2b-4c31-9d0e-1f2a3b4c5d6e", "22222222-5d2b-4c31-9d0e-1f2a3b4c5d6e"
@@ -226,6 +227,39 @@ def test_codex_is_told_in_the_systems_settings_and_its_home_stays_empty(tmp_path
     assert prepared.environment[provider["env_key"]] == "holds-a-place"
     assert settings["projects"]["/workspace"]["trust_level"] == "trusted"
     assert list(home.iterdir()) == []
+
+
+LINEAR = McpServer(name="linear", url="http://127.0.0.1:3128/mcp/linear")
+OLDER = McpServer(name="older", url="http://127.0.0.1:3128/mcp/older", transport="sse")
+FILES = McpServer(name="files", command=("npx", "files", "a b"))
+
+
+def test_claude_code_has_the_servers_of_its_run_and_none_of_an_earlier_one(tmp_path: Path) -> None:
+    def kept(*servers: McpServer) -> dict[str, dict[str, object]]:
+        Claude().prepare(tmp_path, replace(served("anthropic"), mcp_servers=servers))
+        found: dict[str, dict[str, object]] = json.loads((tmp_path / ".claude.json").read_text())["mcpServers"]
+        return {name: {k: v for k, v in server.items() if k != "valetkey"} for name, server in found.items()}
+
+    (tmp_path / ".claude.json").write_text('{"mcpServers": {"own": {"command": "x"}}}')
+    assert kept(LINEAR, OLDER, FILES) == {
+        "own": {"command": "x"},
+        "linear": {"type": "http", "url": LINEAR.url},
+        "older": {"type": "sse", "url": OLDER.url},
+        "files": {"type": "stdio", "command": "npx", "args": ["files", "a b"], "env": {}},
+    }
+    assert list(kept(OLDER)) == ["own", "older"]
+    assert list(kept()) == ["own"]
+
+
+def test_codex_has_the_servers_of_its_run_and_refuses_what_it_cannot_speak(tmp_path: Path) -> None:
+    account = replace(served("openai"), mcp_servers=(LINEAR, FILES))
+    settings = tomllib.loads(Codex().prepare(tmp_path, account).files["/etc/codex/config.toml"].decode())
+    assert settings["mcp_servers"] == {
+        "linear": {"url": LINEAR.url},
+        "files": {"command": "npx", "args": ["files", "a b"]},
+    }
+    with pytest.raises(McpServerUnusable, match="older is configured for sse"):
+        Codex().prepare(tmp_path, replace(account, mcp_servers=(OLDER,)))
 
 
 # --- those of packages ------------------------------------------------------------------------

@@ -211,6 +211,7 @@ def test_the_document_and_the_table_say_the_same() -> None:
             case value:
                 default = f"`{value}`"
         key = setting.key.replace("*", "<id>", 1) if setting.key.startswith(("providers", "agents")) else setting.key
+        key = key.replace("mcp.servers.*", "mcp.servers.<name>")
         key = key.replace("folders.*.*", 'folders."<path>".<id>')
         expected.append((key, kind, default, setting.description))
     assert rows == expected

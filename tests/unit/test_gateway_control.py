@@ -55,6 +55,9 @@ class Scripted:
     async def unrecovered(self, run: str) -> list[dict[str, object]]:
         return [{"account": "acme@default", "status": 401, "hint": f"of {run}"}]
 
+    def withheld(self, run: str) -> list[dict[str, str]]:
+        return [{"server": "linear", "tool": run}]
+
     def lock(self) -> None:
         self.asked.append("lock")
 

@@ -21,7 +21,7 @@ from valetkey.clock import SystemClock
 from valetkey.config import Paths
 from valetkey.credential import ApiKey, CredentialRef, Health, Secret
 from valetkey.errors import ConfigError, NotForThisUse, NotLoggedIn, RecordDamaged, UnknownRun, UsageError
-from valetkey.gateway import run_authority
+from valetkey.gateway import placeholders, run_authority
 from valetkey.gateway.certificates import only_for
 from valetkey.gateway.decide import Forward, Refuse, RequestHead, decide
 from valetkey.gateway.place import LONGEST, run_folder
@@ -197,7 +197,6 @@ def test_without_a_declared_sandbox_a_run_sees_what_would_be_exported_but_for_th
     for one, variables in (
         (shown, {"Z_KEY", "Z_URL", "Z_BOTH"}),
         (replace(shown, exports={}), {"X"}),
-        (replace(shown, endpoint="theirs"), set()),
     ):
         hall.known = (provider("zenith", one),)
         begun = hall.begin(ZENITH, run=f"run-{len(variables)}")
@@ -209,6 +208,7 @@ def test_without_a_declared_sandbox_a_run_sees_what_would_be_exported_but_for_th
             assert environment["Z_URL"] == "http://127.0.0.1:3128/zenith@default"
             made = begun.placeholders[ZENITH]["Z_BOTH"]
             assert environment["Z_BOTH"] == f"https://blue:{made}@{made}"
+    assert placeholders.sandbox_of(replace(shown, endpoint="theirs")) == Sandbox(), "its endpoint says what it wants"
 
 
 def test_a_run_is_read_back_as_it_was_begun(hall: Hall) -> None:

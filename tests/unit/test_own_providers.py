@@ -69,7 +69,7 @@ async def test_a_server_that_cannot_be_used_leaves_nothing(broker: Broker, serve
             "mine", base_url=server.url, dialect="openai-chat", key=wrong, allow_http=True, broker=broker
         )
     with pytest.raises(InvalidBaseUrl, match="http"):
-        await sdk.add_provider("mine", base_url=server.url, dialect="openai-chat", key=KEY, broker=broker)
+        await sdk.add_provider("mine", base_url="http://10.0.0.1:9/v1", dialect="openai-chat", key=KEY, broker=broker)
     # Refused only when it is to be stored.
     with pytest.raises(InvalidParameter, match="key") as caught:
         await sdk.add_provider(

@@ -18,6 +18,7 @@ from valetkey.audit.recorder import Audit
 from valetkey.config import Paths
 from valetkey.credential import CredentialRef
 from valetkey.errors import AuditUnwritable, HomeUnusable, NotLoggedIn, RecordDamaged, RunGoesOn, UnknownRun
+from valetkey.mcp import Local, Relayed
 from valetkey.runs import record
 from valetkey.runs.launch import Ready, Wanted, missing_tools, ready, sweep
 from valetkey.runs.order import Order
@@ -73,6 +74,23 @@ def test_a_record_is_read_as_it_was_written(place: Place, clock: FakeClock) -> N
     made.lock.release()
     assert place.records.all() == [ended]
     assert (ended.exit_status, ended.ended_at, place.records.state(ended)) == (3, clock.now(), "ended")
+
+
+def test_servers_are_where_the_gateway_is_and_their_accounts_are_no_grants(place: Place) -> None:
+    servers = (
+        Relayed(name="linear", url="https://mcp.linear.example/mcp", grant=WORK, transport="sse"),
+        Local(name="files", command=("npx", "files")),
+    )
+    made = place.ready("true", servers=servers)
+    assert (made.run.mcp, made.run.grants) == (("linear", "files"), ("acme@default",))
+    assert place.records.find(made.run.id) == made.run
+    told = json.loads(made.order.spec.files["/etc/valetkey/mcp.json"])
+    assert told["mcpServers"] == {
+        "linear": {"type": "sse", "url": "http://127.0.0.1:3128/mcp/linear"},
+        "files": {"type": "stdio", "command": "npx", "args": ["files"]},
+    }
+    assert "placeholder-of-work" not in made.order.spec.environment.values()
+    assert "/etc/valetkey/mcp.json" not in place.ready("true").order.spec.files
 
 
 def test_folders_and_files_of_a_run_are_for_nobody_else(place: Place) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from valetkey.agent import Prepared, Served, Session
+from valetkey.agent import McpServer, Prepared, Served, Session
 from valetkey.agents import home as homes
 from valetkey.errors import HomeUnusable
 from valetkey.provider import DialectId
@@ -30,6 +30,8 @@ _QUIET = {
 }
 # It asks about a key that it has not seen before, and knows it again by this much of its end.
 _KNOWN_END = 20
+# It keeps what it does not know.
+_OURS = "valetkey"
 
 
 class Claude:
@@ -53,6 +55,11 @@ class Claude:
         _table(projects, WORKSPACE)["hasTrustDialogAccepted"] = True
         if "ANTHROPIC_API_KEY" in shown:
             state["customApiKeyResponses"] = {"approved": [shown["ANTHROPIC_API_KEY"][-_KNOWN_END:]], "rejected": []}
+        servers = _table(state, "mcpServers")
+        # Those that an earlier run in this home had from us: another one may not have them.
+        for name in [name for name, kept in servers.items() if isinstance(kept, dict) and kept.get(_OURS)]:
+            del servers[name]
+        servers |= {server.name: _mcp(server) for server in served.mcp_servers}
         homes.write(home, _STATE, json.dumps(state).encode())
         return Prepared(environment={**_QUIET, "ANTHROPIC_BASE_URL": served.base_url, **shown}, without=_CREDENTIALS)
 
@@ -63,6 +70,12 @@ class Claude:
     def sessions(self, home: Path) -> list[Session]:
         """See Agent."""
         return homes.sessions(home, _SESSIONS, _SESSION)
+
+
+def _mcp(server: McpServer) -> dict[str, Any]:
+    if server.url is not None:
+        return {"type": server.transport, "url": server.url, _OURS: True}
+    return {"type": "stdio", "command": server.command[0], "args": [*server.command[1:]], "env": {}, _OURS: True}
 
 
 def _state(home: Path) -> dict[str, Any]:

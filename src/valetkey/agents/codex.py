@@ -7,8 +7,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from valetkey.agent import Prepared, Served, Session
+from valetkey.agent import McpServer, Prepared, Served, Session
 from valetkey.agents import home as homes
+from valetkey.errors import McpServerUnusable
 from valetkey.provider import DialectId
 from valetkey.sandbox import WORKSPACE
 
@@ -56,6 +57,7 @@ class Codex:
         text = _TEXT.format(
             name=json.dumps(served.ref.provider), base_url=json.dumps(served.base_url), key=_KEY, workspace=WORKSPACE
         )
+        text += "".join(map(_mcp, served.mcp_servers))
         return Prepared(environment={_KEY: served.placeholder}, files={_SETTINGS: text.encode()})
 
     def command(self, program: Sequence[str], arguments: Sequence[str], session: str | None) -> tuple[str, ...]:
@@ -68,3 +70,15 @@ class Codex:
     def sessions(self, home: Path) -> list[Session]:
         """See Agent."""
         return homes.sessions(home, _SESSIONS, _SESSION)
+
+
+def _mcp(server: McpServer) -> str:
+    if server.url is not None and server.transport != "http":
+        raise McpServerUnusable(
+            f"codex speaks to MCP servers by streamable HTTP alone, and {server.name} is configured for sse",
+            hint="leave that one out: name those that it is to have with `--mcp`",
+        )
+    if server.url is not None:
+        return f"\n[mcp_servers.{server.name}]\nurl = {json.dumps(server.url)}\n"
+    program, *arguments = server.command
+    return f"\n[mcp_servers.{server.name}]\ncommand = {json.dumps(program)}\nargs = {json.dumps(arguments)}\n"

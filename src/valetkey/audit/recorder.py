@@ -40,6 +40,9 @@ KINDS = (
     "run-stopped",
     "run-removed",
     "access-requested",
+    "mcp-tools-seen",
+    "mcp-tools-changed",
+    "mcp-tools-approved",
     "store",
 )
 

@@ -17,6 +17,7 @@ COMMANDS: dict[str, str] = {
     "models": "valetkey.cli.models:models",
     "run": "valetkey.cli.run:run",
     "runs": "valetkey.cli.runs:runs",
+    "mcp": "valetkey.cli.mcp:mcp",
     "providers": "valetkey.cli.providers:providers",
     "import": "valetkey.cli.imports:import_logins",
     "key": "valetkey.cli.key:key",

@@ -106,12 +106,14 @@ def _begin(
     earlier: Run | None = None,
     session: str | None = None,
 ) -> None:
+    from valetkey import mcp
     from valetkey.cli.run import begin
     from valetkey.runs.launch import Wanted
     from valetkey.workspace import check_workspace
 
     folder = check_workspace(workspace, home=Path.home(), valetkey_home=state.paths.home)
-    wanted = Wanted(command=(), grants=(), workspace=folder)
+    servers = mcp.chosen(state.config, None if earlier is None else earlier.mcp)
+    wanted = Wanted(command=(), grants=(), workspace=folder, servers=servers)
     if earlier is not None:
         wanted = going_on(state, wanted, earlier)
     begin(state, for_agent(state, agent, wanted, arguments, session=session))

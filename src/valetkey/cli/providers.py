@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from valetkey.address import is_here
 from valetkey.cli.frame import State, command, group, stop
 from valetkey.credential import Health, Secret
 from valetkey.errors import InvalidBaseUrl, TransportError
@@ -59,7 +60,8 @@ def _origin(provider: Provider) -> str:
     marks: list[str] = [provider.origin]
     if provider.override:
         marks.append("in place of the built-in one")
-    if provider.api.allow_http and provider.origin != "built-in":
+    plain = provider.api.allow_http and not is_here(urlsplit(provider.api.base_url).hostname or "")
+    if plain and provider.origin != "built-in":
         marks.append("key over plain http")
     return ", ".join(marks)
 

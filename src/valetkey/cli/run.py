@@ -60,6 +60,7 @@ _IN_RUN = {"allow_interspersed_args": False, "ignore_unknown_options": False}
     "--grant", "names", metavar="PROVIDER[@ACCOUNT]", multiple=True, help="An account it may use; repeatable."
 )
 @click.option("--allow", metavar="HOST", multiple=True, help="Another host it may reach, without a credential.")
+@click.option("--mcp", "mcp_names", metavar="NAME", multiple=True, help="An MCP server it may use; repeatable.")
 @click.option("--policy", "file", type=click.Path(path_type=Path), help="What it may ask for.")
 @click.option("--workspace", type=click.Path(path_type=Path), help="Its folder; without it: this one.")
 @click.option("--read-only", is_flag=True, help="Let it only read the workspace.")
@@ -76,6 +77,7 @@ def run(
     *,
     names: tuple[str, ...],
     allow: tuple[str, ...],
+    mcp_names: tuple[str, ...],
     file: Path | None,
     workspace: Path | None,
     read_only: bool,
@@ -93,6 +95,7 @@ def run(
     The only way out is the gateway, which puts in what --grant names. Everything else is refused. Of an AWS account it
     gets real keys: short-lived ones of the role that the account names.
     """
+    from valetkey import mcp
     from valetkey.agents import agent_for
     from valetkey.cli import agents
     from valetkey.gateway import policy as policies
@@ -117,6 +120,7 @@ def run(
         policy_file="" if file is None else file.name,
         variables=_variables(state.environ, variables),
         limits=_limits(memory, pids, seconds),
+        servers=mcp.chosen(state.config, mcp_names or (None if earlier is None else earlier.mcp)),
     )
     if earlier is not None:
         wanted = agents.going_on(state, wanted, earlier)
@@ -217,6 +221,8 @@ class _Granting:
 
     def begin(self, run: str, wanted: Wanted) -> BegunRun:
         """Grant it; the gateway's socket is there on return."""
+        from valetkey.mcp import Relayed
+
         state = self._state
         begun = self._runs.begin(
             run=run,
@@ -228,6 +234,7 @@ class _Granting:
             policy=wanted.policy,
             policy_file=wanted.policy_file,
             allow=wanted.allow,
+            servers=[server for server in wanted.servers if isinstance(server, Relayed)],
         )
         serving.poke(str(state.paths.home))
         return begun

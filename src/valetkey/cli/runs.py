@@ -64,6 +64,7 @@ def show(state: State, *, id: str) -> None:
         "account",
         "method",
         "grants",
+        "mcp",
         "workspace",
         "sandbox",
         "home_of",
@@ -186,6 +187,7 @@ def _as_dict(records: Records, one: Run) -> dict[str, Any]:
         "command": list(one.command),
         "grants": list(one.grants),
         "allow": list(one.allow),
+        "mcp": list(one.mcp),
         "state": records.state(one),
         "folder": str(records.at(one)),
     }

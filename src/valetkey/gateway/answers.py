@@ -32,6 +32,9 @@ _LINE = "if that is what you want, add the line to the policy's file, and make a
 _HINTS = {
     "malformed": "send it in plain HTTP/1.1",
     "unknown_provider": "use http://HOST:PORT/PROVIDER/… with a provider that the key was granted",
+    # Both are told to runs alone.
+    "unknown_server": "ask whoever started it to start it with `--mcp NAME`",
+    "relay_alone": "ask for the account by name: `--grant PROVIDER`",
     "not_granted": "create a key with `valetkey key create --grant` for it",
     "plain_http": "use https",
     "address_refused": "grant an account that is for this address",
@@ -45,6 +48,8 @@ _HINTS = {
 _RUN_LINE = "if that is needed, ask whoever started run {run} to add the line to its policy's file and to start it anew"
 _RUN_HINTS = _HINTS | {
     "unknown_provider": "use a provider that run {run} was granted, or ask for it: `valetkey run --grant PROVIDER`",
+    "unknown_server": "use a server that run {run} was given, or ask whoever started it for: `valetkey run --mcp NAME`",
+    "relay_alone": "ask there; or ask whoever started run {run} for the whole account: `valetkey run --grant PROVIDER`",
     "not_granted": "use the placeholder of an account that is for this address, or none; run {run} has no other one",
     "address_refused": "run {run} reaches this machine and private networks only where a granted account is for them",
     "off_limits": _RUN_LINE,

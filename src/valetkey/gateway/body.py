@@ -9,6 +9,7 @@ from valetkey.gateway.row import BODY_LIMIT_BYTES
 from valetkey.gateway.scrub import Decoder, Needles, Scrubber
 
 if TYPE_CHECKING:
+    from valetkey.gateway.mcp_stream import Inspected
     from valetkey.gateway.usage import UsageReader
 
 __all__ = ["Down", "Up", "sampled"]
@@ -93,6 +94,12 @@ class Up:
         self._held = None
         return len(body)
 
+    def replace(self, body: bytes) -> int:
+        """Take this for the whole body in place of what came, to be sent again if need be, and give its length."""
+        self.waiting, self.waiting_bytes = [body], len(body)
+        self.chunked = False
+        return len(body)
+
     def drop(self) -> None:
         """Keep nothing for a second try: the answer is on its way."""
         self._held = None
@@ -114,6 +121,7 @@ class Down:
         "_decoder",
         "_done",
         "_head",
+        "_inspected",
         "_needles",
         "_pieces",
         "_reader",
@@ -131,6 +139,7 @@ class Down:
         chunked: bool,
         needles: Needles | None = None,
         decoder: Decoder | None = None,
+        inspected: Inspected | None = None,
         reader: UsageReader | None = None,
         keep: bool = False,
     ) -> None:
@@ -142,6 +151,7 @@ class Down:
         self._needles = needles
         self._scrubber: Scrubber | None = None
         self._decoder = decoder
+        self._inspected = inspected
         self._reader = reader
         self._trailers: list[Header] = []
         self._done = False
@@ -154,16 +164,23 @@ class Down:
         return None if self._sample is None else bytes(self._sample)
 
     def feed(self, data: bytes) -> None:
-        """Take a piece from the provider. Raises: UnclearAnswer, from the decoder."""
-        if self._decoder is None:
+        """Take a piece from the provider. Raises: UnclearAnswer, from what decodes or inspects it."""
+        if self._decoder is None and self._inspected is None:
             self._pieces.append(data)
-        else:
-            self._pieces.extend(self._decoder.feed(data))
+            return
+        for piece in [data] if self._decoder is None else self._decoder.feed(data):
+            self._pieces.append(piece if self._inspected is None else self._inspected.feed(piece))
+
+    def insert(self, data: bytes) -> None:
+        """Put something of ours behind what has come: what is inspected comes in whole messages."""
+        self._pieces.append(data)
 
     def finish(self, trailers: list[Header]) -> None:
-        """Take the end. Raises: UnclearAnswer, from the decoder."""
+        """Take the end. Raises: UnclearAnswer, from what decodes or inspects it."""
         if self._decoder is not None:
             self._decoder.finish()
+        if self._inspected is not None:
+            self._pieces.append(self._inspected.finish())
         self._trailers = trailers
         self._done = True
 

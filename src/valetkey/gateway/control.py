@@ -69,6 +69,10 @@ class Asked(Protocol):
         """Give the accounts whose last answer to a run was 401 or 403."""
         ...
 
+    def withheld(self, run: str) -> list[dict[str, str]]:
+        """Give the tools of MCP servers that a run was not shown."""
+        ...
+
     def lock(self) -> None:
         """Forget the store's key."""
         ...
@@ -111,7 +115,8 @@ def application(asked: Asked) -> Starlette:
         return await asked.token(name)
 
     async def unrecovered(request: Request) -> Mapping[str, object]:
-        return {"accounts": await asked.unrecovered(request.path_params["id"])}
+        run = request.path_params["id"]
+        return {"accounts": await asked.unrecovered(run), "withheld": asked.withheld(run)}
 
     async def lock(_: Request) -> Mapping[str, object]:
         asked.lock()

@@ -101,6 +101,8 @@ RefusalCode = Literal[
     "method_refused",
     "address_refused",
     "unknown_provider",
+    "unknown_server",
+    "relay_alone",
     "not_granted",
     "plain_http",
     "off_limits",

@@ -1,13 +1,35 @@
-"""Reads what the gateway keeps in the store's documents, and nothing that it did not write. Each raises ValueError."""
+"""Reads what the gateway keeps in the store's documents, and nothing that it did not write: else ValueError."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from typing import TypeVar
 
 from valetkey.credential import CredentialRef
+from valetkey.errors import RecordDamaged
 from valetkey.gateway.limits import Limits
+from valetkey.store import Document, Store
 
-__all__ = ["limits_in", "ref_in", "text_in", "texts_in", "time_in"]
+__all__ = ["each", "limits_in", "ref_in", "text_in", "texts_in", "time_in"]
+
+
+T = TypeVar("T")
+_EVERY = 1_000_000
+
+
+def each(store: Store, kind: str, read: Callable[[Document], T]) -> Iterator[tuple[str, T | RecordDamaged]]:
+    """Give the id of every document of a kind and what `read` makes of it; in place of one that is damaged the error.
+
+    Newest first, as the store has it. Raises: StoreError.
+    """
+    for name, _, _ in store.documents(kind, limit=_EVERY):
+        try:
+            document = store.document(kind, name)
+            if document is not None:  # else it was deleted in between
+                yield name, read(document)
+        except RecordDamaged as damaged:
+            yield name, damaged
 
 
 def ref_in(text: str) -> CredentialRef:

@@ -9,6 +9,7 @@ from valetkey.gateway.message import ReadResponse, status_line, write_headers
 from valetkey.gateway.scrub import Decoder, Needles, decoder
 
 if TYPE_CHECKING:
+    from valetkey.gateway.mcp_stream import Inspected
     from valetkey.gateway.usage import UsageReader
 
 __all__ = ["begun"]
@@ -24,19 +25,22 @@ def begun(
     needles: Needles | None,
     reader: UsageReader | None,
     keep: bool,
+    inspected: Inspected | None = None,
 ) -> Down | None:
     """Give the answer, with its head written; None where its body is compressed in a way that cannot be looked into.
 
     `chunks`: the client takes them, else what has no length ends with the connection. `close`: it is told that nothing
-    follows. Without `needles` the body goes on as it is.
+    follows. Without `needles`, and without what inspects it, the body goes on as it is.
     """
     lines, length = read.lines, read.length
     undone: Decoder | None = None
-    if needles is not None and not bodyless and read.encoding not in (b"", b"identity"):
+    if (needles is not None or inspected is not None) and not bodyless and read.encoding not in (b"", b"identity"):
         undone = decoder(read.encoding.decode("latin-1"))
         if undone is None:
             return None
         lines = [line for line in lines if line[0] != b"content-encoding"]
+        length = None
+    if inspected is not None and not bodyless:
         length = None
     chunked = False
     if length is not None and status != 204 and not read.chunked:
@@ -48,4 +52,4 @@ def begun(
     if close:
         framing += b"connection: close\r\n"
     head = b"%b%b%b\r\n" % (status_line(status), write_headers(lines), framing)
-    return Down(head, chunked=chunked, needles=needles, decoder=undone, reader=reader, keep=keep)
+    return Down(head, chunked=chunked, needles=needles, decoder=undone, inspected=inspected, reader=reader, keep=keep)

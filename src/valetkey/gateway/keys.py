@@ -18,7 +18,7 @@ from valetkey.credential import CredentialRef, Secret
 from valetkey.errors import InvalidName, RecordDamaged, StoreUnwritable, UnknownKey, UsageError
 from valetkey.gateway import grants as grants_of
 from valetkey.gateway import policy as policies
-from valetkey.gateway.documents import limits_in, ref_in, text_in, texts_in, time_in
+from valetkey.gateway.documents import each, limits_in, ref_in, text_in, texts_in, time_in
 from valetkey.gateway.limits import Limits
 from valetkey.providers import Catalogue
 from valetkey.store import Document, Store
@@ -41,7 +41,6 @@ KIND = "valet-key"
 # Names and the making of keys are one thing at a time: two processes must not give the same name.
 _LOCK = "valet keys"
 _LOCK_SECONDS = 10.0
-_EVERY = 1_000_000
 _FORMAT = 1
 _FIELDS = {
     "format",
@@ -174,13 +173,7 @@ class Keys:
 
     def each(self) -> Iterator[tuple[str, ValetKey | RecordDamaged]]:
         """Give every id and its key, in that order; in place of one that is damaged the error."""
-        for key_id, _, _ in self._store.documents(KIND, limit=_EVERY):
-            try:
-                document = self._store.document(KIND, key_id)
-                if document is not None:  # else it was forgotten in between
-                    yield key_id, _read(document)
-            except RecordDamaged as damaged:
-                yield key_id, damaged
+        return each(self._store, KIND, _read)
 
     def _record(self, key: ValetKey) -> None:
         """Put a new key into the audit, before it counts."""

@@ -180,6 +180,10 @@ class Operating:
                 last.setdefault(row.account, row)
         return [_unrecovered(name, row.status) for name, row in last.items() if row.status in (401, 403)]
 
+    def withheld(self, run: str) -> list[dict[str, str]]:
+        """Give the tools of MCP servers that this run was not shown, for they have changed."""
+        return [{"server": server, "tool": tool} for server, tool in self._parts.gateway.mcp.withheld_from(run)]
+
     def metrics(self) -> bytes:
         """Give the counters as Prometheus reads them."""
         return self._parts.metrics.text()

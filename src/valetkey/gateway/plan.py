@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from valetkey.address import is_near
 from valetkey.errors import ProviderError
+from valetkey.gateway import mcp
 from valetkey.gateway.decide import Decision, Forward, Hold, Refuse, RequestHead, decide
 from valetkey.gateway.message import DISGUISES
 from valetkey.gateway.route import read_target, route
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from valetkey.credential import CredentialRef
     from valetkey.gateway.ring import LiveKey
+    from valetkey.mcp import Relayed
     from valetkey.provider import Provider, Rewrite
     from valetkey.providers import Catalogue
 
@@ -72,12 +74,15 @@ class Plan:
         "rest",
         "rewrites",
         "scheme",
+        "server",
         "target",
         "told",
         "way",
     )
 
-    def __init__(self, decision: Decision, method: str, way: str, provider: Provider | None) -> None:
+    def __init__(
+        self, decision: Decision, method: str, way: str, provider: Provider | None, server: Relayed | None = None
+    ) -> None:
         self.decision = decision
         self.way = way
         forward = decision if isinstance(decision, Forward) else decision.then if isinstance(decision, Hold) else None
@@ -92,6 +97,8 @@ class Plan:
         granted = decision.grant if isinstance(decision, Refuse) else self.ref
         self.account = "" if granted is None else str(granted)
         self.provider = provider
+        # The MCP server that is relayed: what goes there, and comes from there, is looked into.
+        self.server = server
         self.host = "" if target is None else target.authority
         self.path = "" if target is None else target.path
         self.host_name = "" if target is None else target.host.strip("[]")
@@ -178,7 +185,12 @@ class Planner:
         header_names: frozenset[str],
         grant: CredentialRef | None,
     ) -> Plan:
-        request, way = _read(live, method.decode("ascii"), url.decode("latin-1"), host, tunnel, grant)
+        server: Relayed | None = None
+        if tunnel is None and mcp.is_relayed(live, url.decode("latin-1")):
+            found, way = mcp.server_at(live, method.decode("ascii"), url.decode("latin-1")), "base-url"
+            request, server = (found, None) if isinstance(found, Refuse) else found
+        else:
+            request, way = _read(live, method.decode("ascii"), url.decode("latin-1"), host, tunnel, grant)
         if isinstance(request, Refuse):
             return Plan(request, method.decode("ascii"), way, None)
         if header_names:
@@ -186,6 +198,8 @@ class Planner:
         if grant is not None:
             request = dataclasses.replace(request, grant=grant)
         decision = decide(request, live.client, live.policy)
+        if server is None:
+            decision = mcp.aside(live, decision) or decision
         ref = decision.then.grant if isinstance(decision, Hold) else decision.grant
         provider = None
         if ref is not None:
@@ -193,7 +207,7 @@ class Planner:
                 provider = self._catalogue.get(ref.provider)
             except ProviderError:
                 provider = None  # its declaration went away: the credential is not to be had either
-        plan = Plan(decision, method.decode("ascii"), way, provider)
+        plan = Plan(decision, method.decode("ascii"), way, provider, server)
         granted = next((granted for granted in live.client.grants if granted.ref == plan.ref), None)
         if granted is not None and granted.signs:
             below = urlsplit(granted.base_url).path.rstrip("/")

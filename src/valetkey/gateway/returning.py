@@ -14,6 +14,7 @@ from valetkey.gateway.message import Header, ReadResponse, read_response, status
 if TYPE_CHECKING:
     from valetkey.gateway.credentials import Ready
     from valetkey.gateway.exchange import Exchange
+    from valetkey.gateway.mcp_stream import Inspected
     from valetkey.gateway.plan import Plan
     from valetkey.gateway.upstream import UpstreamConnection
 
@@ -79,12 +80,19 @@ def _answer_with(exchange: Exchange, status: int, read: ReadResponse) -> None:
         needles=None if exchange.ready is None else exchange.ready.scrubs,
         reader=exchange.reader,
         keep=exchange.gateway.settings.keep_bodies,
+        inspected=_inspected(exchange, status, read.content_type),
     )
     if exchange.down is None:
         _refuse_answer(exchange, "its answer is compressed in a way that cannot be looked into")
         return
     exchange.status = status
     exchange.first_byte = exchange.gateway.now() - exchange.begun
+
+
+def _inspected(exchange: Exchange, status: int, content_type: bytes) -> Inspected | None:
+    if exchange.plan is None or exchange.plan.server is None:
+        return None
+    return exchange.gateway.mcp.looks_into(exchange, exchange.plan.server, status, content_type)
 
 
 def response_body(exchange: Exchange, data: bytes) -> None:
@@ -101,8 +109,8 @@ def response_body(exchange: Exchange, data: bytes) -> None:
     if exchange.down is not None:
         try:
             exchange.down.feed(data)
-        except UnclearAnswer:
-            _refuse_answer(exchange, "its answer cannot be decoded")
+        except UnclearAnswer as unclear:
+            _refuse_answer(exchange, unclear.message)
 
 
 def flush_down(exchange: Exchange) -> None:
@@ -128,8 +136,8 @@ def response_done(exchange: Exchange, trailers: list[Header]) -> None:
     if exchange.down is not None:
         try:
             exchange.down.finish(trailers)
-        except UnclearAnswer:
-            _refuse_answer(exchange, "its answer cannot be decoded")
+        except UnclearAnswer as unclear:
+            _refuse_answer(exchange, unclear.message)
             return
         flush_down(exchange)
     # What is not told a length ends with the connection.

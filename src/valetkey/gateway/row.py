@@ -52,7 +52,8 @@ class Row(NamedTuple):
 
 def is_refusal(row: Row) -> bool:
     """Say whether the gateway itself said no."""
-    return row.outcome != "ok" and 400 <= row.status < 500
+    # A refused call of a tool is answered as JSON-RPC wants it, with 200 or 202.
+    return row.outcome == "tool_refused" or (row.outcome != "ok" and 400 <= row.status < 500)
 
 
 def is_failure(row: Row) -> bool:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from valetkey import serving
 from valetkey.access import defaults_of
@@ -25,12 +26,14 @@ from valetkey.gateway import grants as grants_of
 from valetkey.gateway import policy as policies
 from valetkey.gateway.access_requests import AccessRequest
 from valetkey.gateway.decide import Client, Grant
-from valetkey.gateway.documents import limits_in, ref_in, text_in, texts_in, time_in
+from valetkey.gateway.documents import each, limits_in, ref_in, text_in, texts_in, time_in
 from valetkey.gateway.limits import Limits
+from valetkey.gateway.normal import Malformed, normalise
 from valetkey.gateway.pattern import WrongPattern
 from valetkey.gateway.place import LONGEST_RUN, run_folder
 from valetkey.gateway.policy import GRANTED_ALONE, Policy, Rule
 from valetkey.inject import fill
+from valetkey.mcp import Relayed
 from valetkey.provider import AuthMethod, Sandbox
 from valetkey.providers import Catalogue
 from valetkey.sandbox import ADDRESS
@@ -46,7 +49,6 @@ ENDPOINT_TOKEN = "{token}"
 _Texts = dict[CredentialRef, dict[str, str]]
 
 _KIND = "run"
-_EVERY = 1_000_000
 _FORMAT = 1
 _FIELDS = {
     "format",
@@ -56,6 +58,8 @@ _FIELDS = {
     "policy_file",
     "allow",
     "limits",
+    "servers",
+    "relayed_alone",
     "folder",
     "created_at",
     "placeholders",
@@ -73,7 +77,9 @@ class Run:
     """A live run as it is kept. `policy` is the text of its file ("" for none), `allow` the hosts beside the grants.
 
     `placeholders` are by account and by variable, "" for the one that stands in no variable. `folder` is where its
-    socket is. `certificate` is PEM, and so is the key. `access` is what it asked a person for since, and is kept apart.
+    socket is. `certificate` is PEM, and so is the key. `servers` are the MCP servers that are relayed to it,
+    `relayed_alone` the grants that serve these and nothing else. `access` is what it asked a person for since, and is
+    kept apart.
     """
 
     id: str
@@ -89,6 +95,8 @@ class Run:
     authority_key: Secret
     certificate: str = field(repr=False)
     access: tuple[AccessRequest, ...] = ()
+    servers: tuple[Relayed, ...] = ()
+    relayed_alone: tuple[CredentialRef, ...] = ()
 
     @property
     def name(self) -> str:
@@ -161,8 +169,11 @@ class Runs:
         policy_file: str = "",
         allow: Sequence[str] = (),
         limits: Limits | None = None,
+        servers: Sequence[Relayed] = (),
     ) -> BegunRun:
         """Begin a run of this id. It may use `grants` and go to the hosts of `allow` (`host`, `host:port`).
+
+        The accounts of `servers` that are not in `grants` serve these servers alone.
 
         Raises: UsageError; ConfigError for the policy; NotLoggedIn, which names every account without a live login;
         NotForThisUse, where a login is not for this agent; EndpointUnavailable; ProviderError, StoreError, WrongMode.
@@ -174,8 +185,11 @@ class Runs:
         if policy is not None:
             policies.read(policy, file=policy_file)
         policy_of("", file="", allow=allow)
-        refs = tuple(dict.fromkeys(grants))
+        named = tuple(dict.fromkeys(grants))
+        refs = tuple(dict.fromkeys((*named, *(server.grant for server in servers))))
         granted = self._granted(refs, catalogue, environ, agent)
+        for server in servers:
+            _check_host(server, granted)
         if self._store.document(_KIND, run) is not None:
             raise UsageError(f"there is a run {run} already", hint="give it another id, or end that one first")
         folder = run_folder(paths, environ, run)
@@ -198,6 +212,8 @@ class Runs:
             placeholders=shown,
             authority_key=key,
             certificate=certificate,
+            servers=tuple(servers),
+            relayed_alone=tuple(ref for ref in refs if ref not in named),
         )
         self._store.put_document(Document(kind=_KIND, id=run, title=run, body=_written(begun), updated_at=now))
         return BegunRun(
@@ -234,14 +250,12 @@ class Runs:
     def each(self) -> Iterator[tuple[str, Run | RecordDamaged]]:
         """Give every id and its run, in that order; in place of one that is damaged the error."""
         asked = access_requests.stored_runs(self._store)
-        for run_id, _, _ in self._store.documents(_KIND, limit=_EVERY):
-            try:
-                document = self._store.document(_KIND, run_id)
-                if document is not None:  # else it has ended in between
-                    access = access_requests.load(self._store, run_id) if run_id in asked else ()
-                    yield run_id, replace(_read(document), access=access)
-            except RecordDamaged as damaged:
-                yield run_id, damaged
+
+        def read(document: Document) -> Run:
+            access = access_requests.load(self._store, document.id) if document.id in asked else ()
+            return replace(_read(document), access=access)
+
+        return each(self._store, _KIND, read)
 
     def _granted(
         self, refs: Sequence[CredentialRef], catalogue: Catalogue, environ: Mapping[str, str], agent: str | None
@@ -364,6 +378,20 @@ def _rule(host: str) -> Rule:
     return Rule(verdict="allow", pattern=found, place="--allow", name="allow")
 
 
+def _check_host(server: Relayed, granted: Sequence[Grant]) -> None:
+    """See that the account of a server is for its host. Raises: UsageError."""
+    parts = urlsplit(server.url)
+    found = normalise(scheme=parts.scheme, host=parts.hostname or "", port=parts.port, path=parts.path or "/")
+    if isinstance(found, Malformed):
+        raise UsageError(f"the url of the MCP server {server.name} {found.reason}", hint="correct it in config.toml")
+    places = [place for grant in granted if grant.ref == server.grant for place in grant.places]
+    if not any(place.matches(found, loosely=False) for place in places):
+        raise UsageError(
+            f"{server.grant} is not for {found.authority}, where the MCP server {server.name} is",
+            hint="name an account whose provider declares that host: see `valetkey providers show PROVIDER`",
+        )
+
+
 # --- as it is kept ---------------------------------------------------------------------------
 
 
@@ -377,6 +405,8 @@ def _written(run: Run) -> str:
             "policy_file": run.policy_file,
             "allow": list(run.allow),
             "limits": asdict(run.limits),
+            "servers": [{**asdict(server), "grant": str(server.grant)} for server in run.servers],
+            "relayed_alone": [str(ref) for ref in run.relayed_alone],
             "folder": str(run.folder),
             "created_at": run.created_at.isoformat(),
             "placeholders": {str(ref): dict(texts) for ref, texts in run.placeholders.items()},
@@ -403,6 +433,8 @@ def _read(document: Document) -> Run:
             policy_file=text_in(value["policy_file"]),
             allow=texts_in(value["allow"]),
             limits=limits_in(value["limits"]),
+            servers=tuple(map(_server, value["servers"])),
+            relayed_alone=tuple(map(ref_in, texts_in(value["relayed_alone"]))),
             folder=Path(text_in(value["folder"])),
             created_at=created_at,
             placeholders=_placeholders(value["placeholders"]),
@@ -413,6 +445,18 @@ def _read(document: Document) -> Run:
         raise RecordDamaged(
             f"the run {document.id} cannot be read", hint="update Valetkey, or end it: `valetkey runs stop`"
         ) from None
+
+
+def _server(value: object) -> Relayed:
+    if not isinstance(value, dict) or value["transport"] not in ("http", "sse"):
+        raise ValueError
+    return Relayed(
+        name=text_in(value["name"]),
+        url=text_in(value["url"]),
+        grant=ref_in(text_in(value["grant"])),
+        transport=value["transport"],
+        tools=None if value["tools"] is None else texts_in(value["tools"]),
+    )
 
 
 def _placeholders(value: object) -> dict[CredentialRef, dict[str, str]]:

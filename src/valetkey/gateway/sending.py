@@ -106,6 +106,10 @@ def send(exchange: Exchange, ready: Ready | None, *, fresh_connection: bool = Fa
     if plan is None or head is None or live is None or exchange.finished:
         return
     exchange.ready = ready
+    if plan.server is not None and not exchange.gateway.mcp.lets_out(exchange, plan.server):
+        if not exchange.finished:
+            exchange.when_whole(functools.partial(send, exchange, ready))
+        return
     placement = None if ready is None else ready.placement(plan.origin)
     in_body = None if placement is None else placement.in_body
     if in_body is not None and not _put_into_body(exchange, live, in_body):

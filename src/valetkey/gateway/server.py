@@ -18,6 +18,7 @@ from valetkey.gateway.credentials import Credentials
 from valetkey.gateway.dial import Dialler
 from valetkey.gateway.grants import grantable
 from valetkey.gateway.heap import Heap
+from valetkey.gateway.mcp import McpRelay
 from valetkey.gateway.plan import Plan, Planner, Tunnel
 from valetkey.gateway.run_access import RunAccess
 from valetkey.gateway.run_endpoints import RunEndpoints
@@ -92,6 +93,7 @@ class Gateway:
         self.now = clock.monotonic
         self.credentials = Credentials(broker, clock)
         self.endpoints = RunEndpoints(broker, clock)
+        self.mcp = McpRelay(broker.store, clock)
         self.planner = Planner(broker.catalogue)
         self.pool = Pool(lambda: self.tick)
         self.connections: set[ClientConnection] = set()

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from typing import assert_never
 
+from valetkey.agent import McpServer
+from valetkey.mcp import Local, Relayed, Server
 from valetkey.sandbox import ADDRESS, AGENT_HOME
 
-__all__ = ["ADDRESS", "BUNDLE", "CERTIFICATE", "PATH", "environment", "files"]
+__all__ = ["ADDRESS", "BUNDLE", "CERTIFICATE", "MCP", "PATH", "environment", "files", "mcp_file", "mcp_servers"]
 
 CERTIFICATE, BUNDLE = "/etc/valetkey/ca.pem", "/etc/valetkey/ca-bundle.pem"
+# The servers in the form that most clients of MCP read, for what is no agent that we know.
+MCP = "/etc/valetkey/mcp.json"
 # What they would say of this machine and person is nothing that a credential hangs on.
 _KEPT = ("TERM", "COLORTERM", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "NO_COLOR")
 PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -42,3 +48,30 @@ def environment(
 def files(certificate: bytes, system: bytes) -> dict[str, bytes]:
     """Give the files that those variables name: the run's authority alone, and with the system's."""
     return {CERTIFICATE: certificate, BUNDLE: system.rstrip() + b"\n" + certificate}
+
+
+def mcp_servers(servers: Sequence[Server]) -> tuple[McpServer, ...]:
+    """Give MCP servers as they are found inside."""
+    return tuple(map(_inside, servers))
+
+
+def _inside(server: Server) -> McpServer:
+    match server:
+        case Relayed():
+            return McpServer(name=server.name, url=f"{ADDRESS}/mcp/{server.name}", transport=server.transport)
+        case Local():
+            return McpServer(name=server.name, command=server.command)
+    assert_never(server)
+
+
+def mcp_file(servers: Sequence[McpServer]) -> dict[str, bytes]:
+    """Give the file that names them; none where there are none."""
+    if not servers:
+        return {}
+    table = {
+        server.name: {"type": "stdio", "command": server.command[0], "args": [*server.command[1:]]}
+        if server.url is None
+        else {"type": server.transport, "url": server.url}
+        for server in servers
+    }
+    return {MCP: json.dumps({"mcpServers": table}, indent=1).encode() + b"\n"}

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from valetkey.agent import Prepared, Served
+from valetkey.agent import McpServer, Prepared, Served
 from valetkey.audit.recorder import Audit, person
 from valetkey.credential import CredentialRef
+from valetkey.mcp import Server
 from valetkey.providers import Catalogue
-from valetkey.runs.environment import ADDRESS, PATH, environment, files
+from valetkey.runs.environment import ADDRESS, PATH, environment, files, mcp_file, mcp_servers
 from valetkey.runs.files import divided, write_below
 from valetkey.runs.order import Order
 from valetkey.runs.record import Records, Run
@@ -26,6 +27,8 @@ __all__ = ["Begun", "Granting", "Ready", "Wanted", "missing_tools", "ready", "sw
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
     """What a person asked for. `policy` is a text, `allow` are hosts, `variables` go in as they are.
+
+    `servers` are MCP servers; their accounts need not be among the grants, and serve nothing else then.
 
     Where it is an agent that runs, `account` is the one of the grants that it uses, `method` the login of that, and
     `prepare` makes its home ready. `home_of` is an earlier run whose home this one goes on with.
@@ -41,6 +44,7 @@ class Wanted:
     policy_file: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+    servers: tuple[Server, ...] = ()
     agent: str | None = None
     account: CredentialRef | None = None
     method: str | None = None
@@ -131,6 +135,7 @@ def ready(
         allow=wanted.allow,
         policy=wanted.policy,
         policy_file=wanted.policy_file,
+        mcp=tuple(server.name for server in wanted.servers),
     )
     with _taken_back(run, records, granting, lock):
         records.check_home(run)
@@ -138,7 +143,8 @@ def ready(
         put, declared = divided(begun.files[ref] for ref in wanted.grants if ref in begun.files)
         for path, text in put.items():
             write_below(records.home(run), path, text.encode())
-        prepared = _prepared(wanted, begun, records.home(run))
+        servers = mcp_servers(wanted.servers)
+        prepared = _prepared(wanted, begun, records.home(run), servers)
         spec = Spec(
             command=wanted.command,
             workspace=wanted.workspace,
@@ -148,17 +154,28 @@ def ready(
             environment=environment(
                 environ, placeholders=_placeholders(wanted, begun, prepared), asked=wanted.variables
             ),
-            files={**declared, **prepared.files, **files(begun.certificate.encode(), system_bundle)},
+            files={
+                **declared,
+                **prepared.files,
+                **mcp_file(servers),
+                **files(begun.certificate.encode(), system_bundle),
+            },
             mounts=wanted.mounts,
             limits=wanted.limits,
         )
-        told = {"by": person(), "program": run.command[0], "grants": list(run.grants), "workspace": run.workspace}
+        told: dict[str, object] = {
+            "by": person(),
+            "program": run.command[0],
+            "grants": list(run.grants),
+            "workspace": run.workspace,
+        }
+        told |= {"mcp": list(run.mcp)} if run.mcp else {}
         audit.append("run-started", who=f"run:{run.id}", detail=told)
         order = Order(run=run.id, folder=records.at(run), home=home, sandbox=sandbox.id, spec=spec)
     return Ready(run=run, lock=lock, order=order)
 
 
-def _prepared(wanted: Wanted, begun: Begun, home: Path) -> Prepared:
+def _prepared(wanted: Wanted, begun: Begun, home: Path, servers: tuple[McpServer, ...]) -> Prepared:
     ref = wanted.account
     if wanted.prepare is None or ref is None:
         return Prepared()
@@ -167,6 +184,7 @@ def _prepared(wanted: Wanted, begun: Begun, home: Path) -> Prepared:
         base_url=f"{ADDRESS}/{ref}",
         placeholder=begun.placeholders[ref][""],
         variables=begun.environment.get(ref, {}),
+        mcp_servers=servers,
     )
     return wanted.prepare(home, served)
 

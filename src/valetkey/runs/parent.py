@@ -86,6 +86,10 @@ def _hint(order: Order) -> None:
     for found in told["accounts"][:1]:
         _tell(f"{found['account']} was refused with {found['status']} to the end of the run")
         _tell(f"hint: {found['hint']}")
+    for server in dict.fromkeys(found["server"] for found in told["withheld"]):
+        tools = ", ".join(repr(found["tool"]) for found in told["withheld"] if found["server"] == server)
+        _tell(f"what the MCP server {server} says of these tools has changed, and they were withheld: {tools}")
+        _tell(f"hint: read `valetkey mcp check {server}`, and if that is right say `valetkey mcp approve {server}`")
 
 
 def _run(order: Order, sandbox: Sandbox) -> int:

@@ -37,8 +37,8 @@ class Run:
     """A run as it is kept. `grants` are `provider@account`; `exit_status` is None where nobody saw its end.
 
     `pid` is the process that is its parent. `home_of` is the run whose home it went on with. `account` is what its
-    agent used of the grants, `method` the login of that account. `read_only`, `allow` and `policy` (a text, None for
-    none) are what it was held to. `bytes` is what its folder took when it ended.
+    agent used of the grants, `method` the login of that account. `mcp` are the names of its MCP servers. `read_only`,
+    `allow` and `policy` (a text, None for none) are what it was held to. `bytes` is what its folder took when it ended.
     """
 
     id: str
@@ -53,6 +53,7 @@ class Run:
     home_of: str | None = None
     read_only: bool = False
     allow: tuple[str, ...] = ()
+    mcp: tuple[str, ...] = ()
     policy: str | None = None
     policy_file: str = ""
     pid: int | None = None
@@ -199,7 +200,7 @@ def read(folder: Path) -> Run:
         return Run(
             **found
             | {"command": tuple(found["command"]), "grants": tuple(found["grants"])}
-            | {"allow": tuple(found.get("allow", ()))}
+            | {name: tuple(found.get(name, ())) for name in ("allow", "mcp")}
             | {name: _time(found, name) for name in ("created_at", "ended_at")}
         )
     except (ValueError, TypeError, KeyError, AttributeError):
