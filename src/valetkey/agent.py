@@ -19,12 +19,13 @@ class Login:
     """An account that a run is granted, as far as the choice between several needs it.
 
     `method` is the id of the login in its declaration; None where the server wants none. `for_agents` are the agents
-    that alone may use it, where it is restricted to some.
+    that alone may use it, where it is restricted to some. `model` is its provider's usual one.
     """
 
     ref: CredentialRef
     method: str | None
     dialect: DialectId
+    model: str | None = None
     for_agents: tuple[str, ...] = ()
 
 
@@ -45,13 +46,16 @@ class McpServer:
 class Served:
     """The account that an agent uses, as it is found inside: none of this is a credential.
 
-    `base_url` is where the gateway serves it. `variables` are those that its declaration wants in a sandbox,
+    `base_url` is where the gateway serves it, `dialect` what is spoken there, `model` the one that its provider names
+    where nobody says which. `variables` are those that its declaration wants in a sandbox,
     `placeholder` is what stands for its credential in files and in other variables. `mcp_servers` belong into the
     agent's own settings, in place of those that an earlier run had there.
     """
 
     ref: CredentialRef
     base_url: str
+    dialect: DialectId
+    model: str | None = None
     placeholder: str = field(repr=False)
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     mcp_servers: tuple[McpServer, ...] = ()
@@ -97,8 +101,8 @@ class Agent(Protocol):
         ...
 
     @property
-    def dialect(self) -> DialectId:
-        """The dialect that it speaks: it can use each account of a provider with that."""
+    def dialects(self) -> Sequence[DialectId]:
+        """The dialects that it speaks: it can use each account of a provider with one of them."""
         ...
 
     @property

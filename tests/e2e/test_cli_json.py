@@ -20,7 +20,16 @@ KEY = "sk-" + "json1" * 8
 AWS_KEYS = f"access_key_id=AKIA{'A' * 16}\nsecret_access_key={'s' * 40}\n"
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 # They give what their commands give. The demo has a test of its own, with its model.
-WITHOUT_SHAPE = {"exec", "run", "runs resume", "claude resume", "codex resume"}
+WITHOUT_SHAPE = {
+    "exec",
+    "run",
+    "runs resume",
+    "claude resume",
+    "codex resume",
+    "copilot resume",
+    "gemini resume",
+    "runs join",
+}
 # `serve` goes on until it is ended, and a request has to wait for a decision: test_serve.py. Runs: test_run.py.
 RUNS = {"runs show", "runs logs", "runs trace", "runs stop", "runs remove"}
 ELSEWHERE = {"demo", "serve", "approvals approve", "approvals deny"} | RUNS
@@ -136,6 +145,8 @@ def commands(server: LocalServer, folder: Path) -> list[tuple[str, list[str], st
         ("runs list", [], ""),
         ("claude sessions", [], ""),
         ("codex sessions", [], ""),
+        ("copilot sessions", [], ""),
+        ("gemini sessions", [], ""),
         ("config show", [], ""),
         ("doctor", [], ""),
         ("completion", ["bash"], ""),

@@ -223,6 +223,52 @@ def test_what_is_told_of_runs_as_json_is_documented(line: CommandLine, workspace
             ended(process)
 
 
+def test_another_command_joins_a_live_run_and_has_what_that_has(
+    line: CommandLine, server: LocalServer, workspace: Path
+) -> None:
+    declare(line, server.url, key=KEY)
+    process = started(line, workspace, "--grant", "acme", "--env", "TYPED=a-word")
+    (kept,) = line("runs", "list", "--json").json["runs"]
+    plain = [path for path in line.home.rglob("*") if path.is_file() and b"a-word" in path.read_bytes()]
+    assert plain == [], "a value that somebody typed may be a secret"
+    script = "curl -sS http://127.0.0.1:3128/acme/joined; echo; echo $TYPED; pwd; touch ~/left; exit 7"
+    done = line("runs", "join", kept["id"], "--", "sh", "-c", script)
+    assert (done.status, done.out) == (7, "served\na-word\n/workspace\n"), done.err
+    (request,) = server.calls("/joined")
+    assert request.headers["authorization"] == f"Bearer {KEY}"
+    assert (line.home / "runs" / kept["id"] / "home" / "left").exists()
+    assert "a-word" in line("runs", "logs", kept["id"]).out
+    assert len(line("runs", "list", "--json").json["runs"]) == 1
+    entries = line("audit", "show", "--client", f"run:{kept['id']}", "--json").json["entries"]
+    assert [entry["detail"]["program"] for entry in entries if entry["kind"] == "run-joined"] == ["sh"]
+    assert line("runs", "stop", kept["id"]).status == 0
+    ended(process)
+    over = line("runs", "join", kept["id"], "--", "true")
+    assert (over.status, "is over" in over.err) == (1, True)
+    entries = line("audit", "show", "--client", f"run:{kept['id']}", "--json").json["entries"]
+    assert [entry["kind"] for entry in entries].count("run-joined") == 1
+
+
+def test_what_joined_a_run_ends_with_it(line: CommandLine, workspace: Path) -> None:
+    process = started(line, workspace)
+    (kept,) = line("runs", "list", "--json").json["runs"]
+    # It takes no notice of what asks it to end.
+    script = "trap '' TERM; echo joined; while :; do sleep 1; done"
+    joined = subprocess.Popen(
+        [*line.through, sys.executable, "-m", "valetkey", "runs", "join", kept["id"], "--", "sh", "-c", script],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=line.environ,
+    )  # fmt: skip
+    assert joined.stdout is not None
+    assert joined.stdout.readline() == b"joined\n"
+    process.kill()
+    ended(process)
+    try:
+        assert joined.wait(20) == 137
+    finally:
+        joined.kill()
+        joined.communicate()
+
+
 def test_words_that_are_no_command_hint_at_ask(line: CommandLine, workspace: Path) -> None:
     done = line("run", "--workspace", str(workspace), "what is this")
     assert (done.status, "valetkey ask" in done.err) == (2, True)

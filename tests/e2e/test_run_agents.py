@@ -4,128 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.canary import holding, holds
-from tests.support.command_line import CommandLine, Done
-from tests.support.connect_proxy import ConnectProxy
+from tests.support.agent_runs import Place, asked, placed
+from tests.support.command_line import Done
 from tests.support.front import Door, Target, guarded
-from tests.support.gateway_process import end
 from tests.support.inside import SEARCH, found, let_search
-from tests.support.local_server import LocalServer, Received, Reply
+from tests.support.local_server import LocalServer
 from tests.support.servers import ApiMock
 from tests.support.tls import CertificateAuthority
-from tests.support.workplace import packaged_program
 from valetkey.clock import SystemClock
 from valetkey.config import Paths
 from valetkey.credential import CredentialRef, Identity, OAuthToken, Secret
 from valetkey.store import Record
 from valetkey.stores import open_store
 
-ROOT = Path(__file__).parents[2]
-# Root starts no run: where the tests run as root, they do this as an ordinary user of a namespace of their own.
-ORDINARY = ("unshare", "--user", "--map-user=1000", "--map-group=1000", "--") if os.geteuid() == 0 else ()
-PATIENCE_SECONDS = 120
-
-
-@dataclass
-class Place:
-    """A home that is logged in, a workspace, and the providers' servers behind it."""
-
-    line: CommandLine
-    workspace: Path
-    anthropic: LocalServer
-    openai: LocalServer
-    chatgpt: LocalServer
-    keys: dict[str, str]
-    outside: ConnectProxy
-
-    def __call__(self, *words: str) -> Done:
-        return self.line(*words, patience_seconds=PATIENCE_SECONDS)
-
-    def login(self, account: str, method: str) -> None:
-        words = ["login", account, "--method", method, "--key", "-", "--no-verify", "--yes"]
-        done = self.line(*words, stdin=self.keys[method if account.startswith("anthropic") else "openai"])
-        assert done.status == 0, done.err
-
-    def runs(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.line("runs", "list", "--json").json["runs"]
-        return found
-
-    def shows(self, *said: str) -> list[str]:
-        """Name where a credential is to be seen: in what a run said, or in all that is kept of any."""
-        found = []
-        for key in self.keys.values():
-            found += [text[:40] for text in said if holds(key, text.encode())]
-            found += holding(key, [*(self.line.home / "runs").rglob("*"), *self.workspace.rglob("*")])
-        return found
-
 
 @pytest.fixture
 def place(certificate_authority: CertificateAuthority, aimock: ApiMock, tmp_path: Path) -> Iterator[Place]:
-    api_key, subscription, openai = (
-        Door(header=header, form=form, key=start + "canary" + os.urandom(20).hex())
-        for header, form, start in (
-            ("x-api-key", "{key}", "sk-ant-api03-"),
-            ("authorization", "Bearer {key}", "sk-ant-oat01-"),
-            ("authorization", "Bearer {key}", "sk-proj-"),
-        )
-    )
-    claude = Target(aimock.url, {"x-api-key": aimock.api_key})
-    codex = Target(aimock.url, {"authorization": f"Bearer {aimock.api_key}"})
-    (workspace := tmp_path / "project").mkdir()
-    with contextlib.ExitStack() as stack:
-        at = certificate_authority.context
-        anthropic = stack.enter_context(
-            # What one door does not open, the other may.
-            LocalServer(guarded_by(api_key, subscription, claude), tls=at("api.anthropic.com"))
-        )
-        other = stack.enter_context(LocalServer(guarded(openai, codex), tls=at("api.openai.com")))
-        plan = Door(key="eyJ" + "canary" + os.urandom(20).hex())
-        chatgpt = stack.enter_context(LocalServer(guarded(plan, at_chatgpt(codex)), tls=at("chatgpt.com")))
-        ports = {
-            "api.anthropic.com:443": anthropic.port,
-            "api.openai.com:443": other.port,
-            "chatgpt.com:443": chatgpt.port,
-        }
-        outside = stack.enter_context(ConnectProxy(ports))
-        # Its path is short, so that sockets are in it.
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vk"))
-        (home := Path(folder, "home")).mkdir(mode=0o700)
-        (home / "config.toml").write_text(
-            f"[network]\nca_file = {json.dumps(str(certificate_authority.ca_file))}\n"
-            f"[agents.claude]\nprogram = {json.dumps(packaged_program('@anthropic-ai/claude-code', 'claude'))}\n"
-        )
-        (home / "config.toml").chmod(0o600)
-        environ = {
-            "HTTPS_PROXY": f"http://127.0.0.1:{outside.port}",
-            "NO_PROXY": "127.0.0.1",
-            # Codex is found here, as npm would put it there.
-            "PATH": f"{ROOT / 'node_modules' / '.bin'}:{os.environ['PATH']}",
-        }
-        line = CommandLine(home=home, through=ORDINARY, environ=environ)
-        keys = {"api-key": api_key.key, "subscription": subscription.key, "openai": openai.key, "chatgpt": plan.key}
-        yield Place(line, workspace, anthropic, other, chatgpt, keys, outside)
-        end(line)
-
-
-def at_chatgpt(target: Target) -> Callable[[Received], Reply]:
-    """Answer where Codex finds a ChatGPT login's API, as the mock does at its own address."""
-    return lambda request: target(replace(request, path=request.path.replace("/backend-api/codex", "/v1")))
-
-
-def guarded_by(one: Door, other: Door, target: Target) -> Callable[[Received], Reply]:
-    first, second = guarded(one, target), guarded(other, target)
-    return lambda request: first(request) if one.opens(request) else second(request)
+    with placed(certificate_authority, aimock, tmp_path) as made:
+        yield made
 
 
 HOOK = {"type": "command", "command": SEARCH}
@@ -136,11 +39,6 @@ def searching(workspace: Path) -> None:
     (workspace / ".claude").mkdir()
     (workspace / ".claude" / "settings.json").write_text(json.dumps({"hooks": {"SessionStart": [{"hooks": [HOOK]}]}}))
     let_search(workspace)
-
-
-def asked(server: LocalServer, text: str) -> list[dict[str, Any]]:
-    """Give the questions that had this in them."""
-    return [json.loads(request.body) for request in server.requests if text.encode() in request.body]
 
 
 @pytest.mark.parametrize("method", ["api-key", "subscription"])
@@ -189,6 +87,44 @@ def test_claude_code_goes_on_with_a_session_by_its_id_its_run_and_its_workspace(
         assert (run["read_only"], run["allow"], run["policy"]) == (True, ["files.example"], first["policy"])
     assert len(place("claude", "sessions", "--json").json["sessions"]) == 1
     assert place.shows() == []
+
+
+def test_what_a_run_was_given_is_kept_when_it_is_gone_on_with(place: Place, aimock: ApiMock, tmp_path: Path) -> None:
+    place.login("openai")
+    given = ("--pids", "300", "--memory", "4g", "--env", "MINE", "--env", "TYPED=a-word")
+    at = ("run", "--workspace", str(place.workspace))
+
+    def run(*words: str, **environ: str) -> Done:
+        return place.line(*at, *words, environ=environ, patience_seconds=120)
+
+    assert run(*given, "codex", "--", "exec", "One.", MINE="of-the-shell").status == 0
+    (first,) = place.runs()
+    assert first["variables"] == ["MINE", "TYPED="]
+    assert (first["limits"]["processes"], first["limits"]["memory_bytes"]) == (300, 4 << 30)
+    shown = place("runs", "show", first["id"]).out
+    assert ("MINE TYPED=" in shown, "processes=300" in shown) == (True, True)
+    record = place.line.home / "runs" / first["id"] / "run.json"
+    text = record.read_text()
+    assert not [word for word in ("a-word", "of-the-shell") if word in text]
+    # Nothing can be mounted at its own path where that is in /tmp, as it is here.
+    (shared := tmp_path / "shared").mkdir()
+    mounts = [{"source": str(shared), "target": "/mnt/shared", "read_only": False}]
+    record.write_text(json.dumps({**json.loads(text), "mounts": mounts}))
+    again = ("--resume", first["id"])
+    asking = ("codex", "--", "exec", "Again.")
+    missing = run(*again, *asking)
+    assert (missing.status, "--env MINE=VALUE --env TYPED=VALUE" in missing.err) == (2, True)
+    assert "--env TYPED=VALUE`" in run(*again, *asking, MINE="x").err
+    assert len(place.runs()) == 1
+    done = run(*again, "--env", "TYPED=other", "--pids", "400", *asking, MINE="x")
+    assert (done.status, done.out) == (0, aimock.reply + "\n"), done.err
+    second = place.runs()[0]
+    assert (second["mounts"], sorted(second["variables"])) == (mounts, ["MINE", "TYPED="])
+    assert second["limits"] == {**first["limits"], "processes": 400}
+    shared.rename(tmp_path / "was")
+    shared.symlink_to(tmp_path / "was")
+    refused = run(*again, "--env", "TYPED=other", *asking, MINE="x")
+    assert (refused.status, "is not what it was" in refused.err) == (4, True), refused.err
 
 
 def test_of_two_logins_the_subscription_counts_and_that_is_told(place: Place, aimock: ApiMock) -> None:
@@ -319,6 +255,22 @@ def test_on_a_terminal_claude_code_asks_nothing_before_the_first_word(place: Pla
         # It puts each word at its place: there are no spaces between them.
         terminal.expect("mock.")
         assert asked(place.anthropic, "plover")
+        terminal.signal(signal.SIGTERM)
+        terminal.end()
+    assert place.shows(terminal.shown) == []
+
+
+def test_on_a_terminal_codex_asks_nothing_before_the_first_word(place: Place) -> None:
+    place.login("openai")
+    with place.line.terminal("run", "--workspace", str(place.workspace), "codex") as terminal:
+        # On a terminal without a size nothing is drawn.
+        terminal.resize(40, 100)
+        terminal.expect("/workspace")
+        terminal.send("plover")
+        terminal.expect("plover")
+        terminal.send("\r")
+        terminal.expect("mock.")
+        assert asked(place.openai, "plover")
         terminal.signal(signal.SIGTERM)
         terminal.end()
     assert place.shows(terminal.shown) == []

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.test_run_agents import Place, asked, place
+from tests.support.agent_runs import Place, asked, placed
 from tests.support.canary import holding, holds
 from tests.support.command_line import ORDINARY, CommandLine, Done
 from tests.support.gateway_process import end
@@ -19,8 +19,6 @@ from tests.support.inside import SEARCH, found, let_search
 from tests.support.mcp_server import Notes, bring_sdk, interpreter, notes_server
 from tests.support.servers import ApiMock
 from tests.support.tls import CertificateAuthority
-
-__all__ = ["place"]
 
 PATIENCE_SECONDS = 120
 # Speaks to each server of the run: what it offers, and what comes of three calls.
@@ -99,6 +97,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def notes(certificate_authority: CertificateAuthority) -> Iterator[Notes]:
     with notes_server(certificate_authority.context()) as running:
         yield running
+
+
+@pytest.fixture
+def place(certificate_authority: CertificateAuthority, aimock: ApiMock, tmp_path: Path) -> Iterator[Place]:
+    with placed(certificate_authority, aimock, tmp_path) as made:
+        yield made
 
 
 @pytest.fixture

@@ -45,10 +45,15 @@ def model_server() -> Iterator[ModelServer]:
 
 
 @contextlib.contextmanager
-def api_mock(replies: Mapping[str, str] | None = None) -> Iterator[ApiMock]:
-    """Start the mock behind a random key; `replies` maps patterns of the question to answers."""
+def api_mock(
+    replies: Mapping[str, str] | None = None, *, calls: Mapping[str, Mapping[str, object]] | None = None
+) -> Iterator[ApiMock]:
+    """Start the mock behind a random key; `replies` maps patterns of the question to answers.
+
+    `calls` maps tools to arguments: a question that says `use <tool>` is answered by a call of it first.
+    """
     key = "mock-" + secrets.token_hex(20)
     reply = "Hello from the mock."
-    settings = {"api_keys": [key], "replies": dict(replies or {}), "reply": reply}
+    settings = {"api_keys": [key], "replies": dict(replies or {}), "calls": dict(calls or {}), "reply": reply}
     with running(node_server("aimock"), settings) as said:
         yield ApiMock(url=said["url"], reply=reply, api_key=key)

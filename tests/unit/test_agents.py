@@ -17,9 +17,12 @@ from valetkey.agent import Agent, Login, McpServer, Served
 from valetkey.agents import agent_for, chosen
 from valetkey.agents.claude import Claude
 from valetkey.agents.codex import Codex
+from valetkey.agents.copilot import Copilot
+from valetkey.agents.gemini import Gemini
 from valetkey.agents.program import Program, located
 from valetkey.credential import CredentialRef
 from valetkey.errors import AgentNotInstalled, BrokenAgent, HomeUnusable, McpServerUnusable, WorkspaceRefused
+from valetkey.provider import DialectId
 from valetkey.sandbox import Mount
 
 ONE, OTHER = "11111111-5d2b-4c31-9d0e-1f2a3b4c5d6e", "22222222-5d2b-4c31-9d0e-1f2a3b4c5d6e"
@@ -35,6 +38,7 @@ def login(name: str, dialect: str, *for_agents: str) -> Login:
 
 MESSAGES, RESPONSES = "anthropic-messages", "openai-responses"
 KEY, PLAN = login("anthropic", MESSAGES), login("anthropic@plan", MESSAGES, "claude")
+SEAT, GOOGLE = login("github-copilot", "openai-chat", "copilot"), login("google", "gemini")
 OWN, OPENAI, CHATGPT = login("mine", RESPONSES), login("openai", RESPONSES), login("chatgpt", RESPONSES)
 
 
@@ -52,6 +56,9 @@ OWN, OPENAI, CHATGPT = login("mine", RESPONSES), login("openai", RESPONSES), log
         (Codex(), [OWN, OPENAI, CHATGPT], CHATGPT, 3),
         (Codex(), [OWN, OPENAI], OPENAI, 2),
         (Codex(), [login("second", RESPONSES), OWN], login("second", RESPONSES), 2),
+        (Copilot(), [KEY, OPENAI], OPENAI, 2),
+        (Copilot(), [OPENAI, SEAT], SEAT, 2),
+        (Gemini(), [OPENAI, GOOGLE], GOOGLE, 1),
     ],
 )
 def test_the_account_that_an_agent_uses(agent: Agent, granted: list[Login], used: Login | None, usable: int) -> None:
@@ -152,6 +159,7 @@ def left(home: Path, path: str, seconds: int) -> None:
         (Claude(), ".claude/projects/-workspace/{id}.jsonl", ".claude/projects/-workspace/agent-{id}.jsonl"),
         (Claude(), ".claude/projects/-workspace/{id}.jsonl", ".claude/projects/-elsewhere/{id}.jsonl"),
         (Codex(), ".codex/sessions/2026/11/24/rollout-2026-11-24T19-12-01-{id}.jsonl", ".codex/{id}.jsonl"),
+        (Copilot(), ".copilot/session-state/{id}/events.jsonl", ".copilot/session-state/{id}/other.jsonl"),
     ],
 )
 def test_sessions_are_found_by_their_files_the_last_used_first(
@@ -161,6 +169,25 @@ def test_sessions_are_found_by_their_files_the_last_used_first(
     left(tmp_path, form.format(id=OTHER), 200)
     left(tmp_path, no_session.format(id="33333333-5d2b-4c31-9d0e-1f2a3b4c5d6e"), 300)
     found = [(session.id, session.used_at) for session in agent.sessions(tmp_path)]
+    assert found == [(OTHER, datetime.fromtimestamp(200, UTC)), (ONE, datetime.fromtimestamp(100, UTC))]
+
+
+def test_of_gemini_the_file_tells_the_rest_of_the_id_and_whether_it_is_a_subagents(tmp_path: Path) -> None:
+    def begun(id: str, seconds: int, **more: str) -> None:
+        path = f".gemini/tmp/workspace/chats/session-2026-11-24T19-12-{id[:8]}.jsonl"
+        left(tmp_path, path, seconds)
+        (tmp_path / path).write_text(json.dumps({"sessionId": id, **more}) + "\n{}\n")
+        os.utime(tmp_path / path, (seconds, seconds))
+
+    begun(ONE, 100, kind="main")
+    begun(OTHER, 200)
+    begun("33333333-5d2b-4c31-9d0e-1f2a3b4c5d6e", 300, kind="subagent")
+    begun("44444444; rm -rf", 400)
+    chats = tmp_path / ".gemini/tmp/workspace/chats"
+    (chats / "session-2026-11-24T19-12-55555555.jsonl").write_text("[" * 100_000)
+    os.mkfifo(chats / "session-2026-11-24T19-12-66666666.jsonl")
+    (chats / "session-2026-11-24T19-12-77777777.jsonl").symlink_to(chats / f"session-2026-11-24T19-12-{ONE[:8]}.jsonl")
+    found = [(session.id, session.used_at) for session in Gemini().sessions(tmp_path)]
     assert found == [(OTHER, datetime.fromtimestamp(200, UTC)), (ONE, datetime.fromtimestamp(100, UTC))]
 
 
@@ -195,7 +222,9 @@ def test_a_thousand_folders_in_each_other_do_no_harm(tmp_path: Path) -> None:
 
 def served(provider: str, **variables: str) -> Served:
     ref = CredentialRef(provider=provider, account="work")
-    return Served(ref=ref, base_url="http://127.0.0.1:3128/x", placeholder="holds-a-place", variables=variables)
+    return Served(
+        ref=ref, base_url="http://127.0.0.1:3128/x", placeholder="holds-a-place", dialect="none", variables=variables
+    )
 
 
 def test_claude_code_has_one_login_and_is_asked_nothing(tmp_path: Path) -> None:
@@ -260,6 +289,35 @@ def test_codex_has_the_servers_of_its_run_and_refuses_what_it_cannot_speak(tmp_p
     }
     with pytest.raises(McpServerUnusable, match="older is configured for sse"):
         Codex().prepare(tmp_path, replace(account, mcp_servers=(OLDER,)))
+
+
+@pytest.mark.parametrize(
+    ("dialect", "spoken"),
+    [
+        ("openai-chat", ("openai", "completions")),
+        ("openai-responses", ("openai", "responses")),
+        ("anthropic-messages", ("anthropic", None)),
+    ],
+)
+def test_copilot_is_told_what_its_server_speaks(
+    dialect: DialectId, spoken: tuple[str, str | None], tmp_path: Path
+) -> None:
+    account = replace(served("mine"), dialect=dialect, model="small")
+    told = Copilot().prepare(tmp_path, account).environment
+    assert (told["COPILOT_PROVIDER_TYPE"], told.get("COPILOT_PROVIDER_WIRE_API")) == spoken
+    assert (told["COPILOT_PROVIDER_API_KEY"], told["COPILOT_MODEL"]) == ("holds-a-place", "small")
+    assert json.loads((tmp_path / ".copilot/config.json").read_text())["trustedFolders"] == ["/workspace"]
+
+
+def test_copilot_with_a_login_at_github_has_no_other_server(tmp_path: Path) -> None:
+    (tmp_path / ".copilot").mkdir()
+    (tmp_path / ".copilot/config.json").write_text('// managed\n{"trustedFolders": ["/elsewhere"]}\n')
+    prepared = Copilot().prepare(tmp_path, served("github-copilot", COPILOT_GITHUB_TOKEN="github_pat_x"))
+    assert prepared.environment["COPILOT_GITHUB_TOKEN"] == "github_pat_x"
+    assert not [name for name in prepared.environment if name.startswith("COPILOT_PROVIDER")]
+    assert "COPILOT_PROVIDER_BASE_URL" in prepared.without
+    state = json.loads((tmp_path / ".copilot/config.json").read_text())
+    assert state["trustedFolders"] == ["/elsewhere", "/workspace"]
 
 
 # --- those of packages ------------------------------------------------------------------------

@@ -93,6 +93,23 @@ def test_servers_are_where_the_gateway_is_and_their_accounts_are_no_grants(place
     assert "/etc/valetkey/mcp.json" not in place.ready("true").order.spec.files
 
 
+def test_what_a_person_named_is_kept_but_no_value_of_a_variable(place: Place, tmp_path: Path) -> None:
+    mine, program = (Mount(source=tmp_path / name, target=f"/mnt/{name}") for name in ("mine", "program"))
+    made = place.ready(
+        "true",
+        mounts=(mine,),
+        program=(program,),
+        limits=Limits(processes=7),
+        variables={"NAME": "of-the-shell", "TYPED": "a-word"},
+        named=("NAME", "TYPED="),
+    )
+    assert made.order.spec.mounts == (mine, program)
+    kept = place.records.find(made.run.id)
+    assert (kept.mounts, kept.variables, kept.limits) == ((mine,), ("NAME", "TYPED="), Limits(processes=7))
+    text = (place.records.at(kept) / record.RECORD).read_text()
+    assert not [word for word in ("of-the-shell", "a-word") if word in text]
+
+
 def test_folders_and_files_of_a_run_are_for_nobody_else(place: Place) -> None:
     before = os.umask(0)
     try:

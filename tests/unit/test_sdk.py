@@ -395,7 +395,7 @@ async def test_a_server_of_ones_own_is_added_used_and_removed(broker: Broker, se
             "Own", base_url=server.url, dialect="openai-chat", key=NEW, allow_http=True, broker=broker
         )
     with pytest.raises(InvalidBaseUrl):
-        await valetkey.add_provider("Own", base_url=server.url, dialect="openai-chat", broker=broker)
+        await valetkey.add_provider("Own", base_url="http://own.example", dialect="openai-chat", broker=broker)
     assert not (home / "providers" / "own.toml").exists()
     # This server takes its key in a header of its own kind.
     own = await valetkey.add_provider(

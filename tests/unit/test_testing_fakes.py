@@ -100,7 +100,8 @@ def test_the_fake_agent_finds_its_sessions_and_no_settings_that_it_cannot_read(t
     (tmp_path / ".fake-agent" / "abc.session").touch()
     assert [session.id for session in FakeAgent().sessions(tmp_path)] == ["abc"]
     (tmp_path / ".fake-agent.json").write_text("[1]")
-    served = Served(ref=ACCOUNT, base_url="http://127.0.0.1:3128/acme@default", placeholder="holds-a-place")
+    at = "http://127.0.0.1:3128/acme@default"
+    served = Served(ref=ACCOUNT, base_url=at, dialect="openai-chat", placeholder="holds-a-place")
     with pytest.raises(HomeUnusable):
         FakeAgent().prepare(tmp_path, served)
     assert (tmp_path / ".fake-agent.json").read_text() == "[1]"

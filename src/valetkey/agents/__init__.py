@@ -16,6 +16,8 @@ GROUP = "valetkey.agents"
 BUILT_IN = {
     "claude": "valetkey.agents.claude:Claude",
     "codex": "valetkey.agents.codex:Codex",
+    "copilot": "valetkey.agents.copilot:Copilot",
+    "gemini": "valetkey.agents.gemini:Gemini",
 }
 
 
@@ -48,7 +50,7 @@ def chosen(agent: Agent, logins: Sequence[Login]) -> tuple[Login | None, int]:
     First comes one that is for this agent alone (a person has made it for nothing else), then the agent's own
     providers in its order, then what was named first.
     """
-    usable = [login for login in logins if login.dialect == agent.dialect or login.ref.provider in agent.providers]
+    usable = [login for login in logins if login.dialect in agent.dialects or login.ref.provider in agent.providers]
     order = [*agent.providers]
 
     def rank(login: Login) -> tuple[bool, int]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from valetkey.agent import McpServer, Prepared, Served, Session
 from valetkey.agents import home as homes
-from valetkey.errors import HomeUnusable
 from valetkey.provider import DialectId
 from valetkey.sandbox import WORKSPACE
 
@@ -19,7 +18,7 @@ __all__ = ["Claude"]
 _STATE = ".claude.json"
 # It names the folder of a project by its path, with `-` for whatever is no letter or digit.
 _SESSIONS = f".claude/projects/{re.sub('[^A-Za-z0-9]', '-', WORKSPACE)}"
-_SESSION = re.compile(r"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\.jsonl")
+_SESSION = re.compile(rf"({homes.UUID})\.jsonl")
 # With two of them it takes the API key, whatever was meant.
 _CREDENTIALS = frozenset({"ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"})
 _QUIET = {
@@ -42,20 +41,20 @@ class Claude:
     install = (
         "run `npm install -g @anthropic-ai/claude-code`, or name its program as agents.claude.program in config.toml"
     )
-    dialect: DialectId = "anthropic-messages"
+    dialects: tuple[DialectId, ...] = ("anthropic-messages",)
     providers = ("anthropic",)
 
     def prepare(self, home: Path, served: Served) -> Prepared:
         """See Agent. What a person would be asked at the first start is answered in ~/.claude.json."""
         shown = {name: value for name, value in served.variables.items() if name in _CREDENTIALS}
         shown = shown or {"ANTHROPIC_AUTH_TOKEN": served.placeholder}
-        state = _state(home)
+        state = homes.state(home, _STATE)
         state |= {"hasCompletedOnboarding": True, "theme": state.get("theme", "dark")}
-        projects = _table(state, "projects")
-        _table(projects, WORKSPACE)["hasTrustDialogAccepted"] = True
+        projects = homes.table(state, "projects")
+        homes.table(projects, WORKSPACE)["hasTrustDialogAccepted"] = True
         if "ANTHROPIC_API_KEY" in shown:
             state["customApiKeyResponses"] = {"approved": [shown["ANTHROPIC_API_KEY"][-_KNOWN_END:]], "rejected": []}
-        servers = _table(state, "mcpServers")
+        servers = homes.table(state, "mcpServers")
         # Those that an earlier run in this home had from us: another one may not have them.
         for name in [name for name, kept in servers.items() if isinstance(kept, dict) and kept.get(_OURS)]:
             del servers[name]
@@ -76,22 +75,3 @@ def _mcp(server: McpServer) -> dict[str, Any]:
     if server.url is not None:
         return {"type": server.transport, "url": server.url, _OURS: True}
     return {"type": "stdio", "command": server.command[0], "args": [*server.command[1:]], "env": {}, _OURS: True}
-
-
-def _state(home: Path) -> dict[str, Any]:
-    content = homes.read(home, _STATE)
-    try:
-        state = {} if content is None else json.loads(content)
-    except (ValueError, RecursionError):
-        state = None
-    if not isinstance(state, dict):
-        raise HomeUnusable(f"{home / _STATE} cannot be read", hint="begin a new run, without --resume")
-    return state
-
-
-def _table(above: dict[str, Any], name: str) -> dict[str, Any]:
-    """Give the table of this name, made where it is missing or no table."""
-    if not isinstance(above.get(name), dict):
-        above[name] = {}
-    found: dict[str, Any] = above[name]
-    return found

@@ -16,7 +16,7 @@ from valetkey.sandbox import WORKSPACE
 __all__ = ["Codex"]
 
 _SESSIONS = ".codex/sessions"
-_SESSION = re.compile(r"rollout-[0-9T-]+-([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\.jsonl")
+_SESSION = re.compile(rf"(?:[0-9]+/)*rollout-[0-9T-]+-({homes.UUID})\.jsonl")
 _KEY = "CODEX_API_KEY"
 # The system's settings: what the agent writes into its own wins over them, and it cannot change these.
 _SETTINGS = "/etc/codex/config.toml"
@@ -48,7 +48,7 @@ class Codex:
     id = "codex"
     program = "codex"
     install = "run `npm install -g @openai/codex`, or name its program as agents.codex.program in config.toml"
-    dialect: DialectId = "openai-responses"
+    dialects: tuple[DialectId, ...] = ("openai-responses",)
     # Who has logged in with ChatGPT has done it for this.
     providers = ("chatgpt", "openai")
 

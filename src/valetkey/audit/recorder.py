@@ -38,6 +38,7 @@ KINDS = (
     "reveal",
     "run-started",
     "run-stopped",
+    "run-joined",
     "run-removed",
     "access-requested",
     "mcp-tools-seen",

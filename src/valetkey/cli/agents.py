@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,12 @@ from valetkey.agent import Agent, Login, Session
 from valetkey.cli.frame import State, command, group
 from valetkey.cli.output import ago
 from valetkey.credential import CredentialRef, login_command
-from valetkey.errors import NotLoggedIn, RunError, UnknownSession, UsageError
+from valetkey.errors import NotLoggedIn, RunError, UnknownSession, UsageError, WorkspaceRefused
 
 if TYPE_CHECKING:
     from valetkey.runs.launch import Wanted
     from valetkey.runs.record import Records, Run
+    from valetkey.sandbox import Limits, Mount
 
 __all__ = ["command_for", "earlier_run", "for_agent", "go_on_with", "going_on"]
 
@@ -152,16 +153,22 @@ def for_agent(
         wanted,
         command=agent.command(program.command, arguments, session),
         grants=grants,
-        mounts=(*wanted.mounts, *program.mounts),
+        program=program.mounts,
         agent=agent.id,
         account=login.ref,
         method=login.method,
+        dialect=login.dialect,
+        model=login.model,
         prepare=agent.prepare,
     )
 
 
 def going_on(state: State, wanted: Wanted, earlier: Run) -> Wanted:
-    """Give what is wanted, in the home of an earlier run, under what held for that where nothing else is said."""
+    """Give what is wanted, in the home of an earlier run, under what held for that where nothing else is said.
+
+    Raises: UsageError for a variable whose value nobody knows any more; WorkspaceRefused.
+    """
+
     # Nothing that the earlier one was held to may be lost by going on with it.
     if wanted.policy is None:
         wanted = replace(wanted, policy=earlier.policy, policy_file=earlier.policy_file)
@@ -170,8 +177,39 @@ def going_on(state: State, wanted: Wanted, earlier: Run) -> Wanted:
         grants=wanted.grants or tuple(state.broker.resolve(name) for name in earlier.grants),
         read_only=wanted.read_only or earlier.read_only,
         allow=wanted.allow or earlier.allow,
+        mounts=wanted.mounts or tuple(_checked(state, mount) for mount in earlier.mounts),
+        limits=_limits(wanted.limits, earlier.limits),
+        variables={**_again(state, earlier, wanted.variables), **wanted.variables},
+        named=(*wanted.named, *(text for text in earlier.variables if text.rstrip("=") not in wanted.variables)),
         home_of=earlier.home_of or earlier.id,
     )
+
+
+def _limits(now: Limits, earlier: Limits) -> Limits:
+    """Give the limits that are said now, and the earlier ones where nothing is."""
+    return replace(earlier, **{name: value for name, value in asdict(now).items() if value is not None})
+
+
+def _checked(state: State, mount: Mount) -> Mount:
+    from valetkey.workspace import check_mount
+
+    # The earlier run may have put a link in its place.
+    if mount.source.resolve() != mount.source:
+        raise WorkspaceRefused(f"{mount.source} is not what it was for the earlier run", hint="name it with --mount")
+    return check_mount(mount, home=Path.home(), valetkey_home=state.paths.home)
+
+
+def _again(state: State, earlier: Run, given: Mapping[str, str]) -> dict[str, str]:
+    """Give the variables of an earlier run that are in the environment still; a value that was typed is not kept."""
+    names = [text for text in earlier.variables if text.rstrip("=") not in given]
+    missing = [text.rstrip("=") for text in names if text.endswith("=") or text not in state.environ]
+    if missing:
+        again = " ".join(f"--env {name}=VALUE" for name in missing)
+        raise UsageError(
+            f"the run {earlier.id} had values for {', '.join(missing)}, which are not kept",
+            hint=f"give them again: `valetkey run {earlier.agent} --resume {earlier.id} {again}`",
+        )
+    return {name: state.environ[name] for name in names}
 
 
 def earlier_run(state: State, agent: Agent, name: str | None, *, workspace: Path) -> Run:
@@ -208,6 +246,7 @@ def _login(state: State, ref: CredentialRef) -> Login:
         ref=ref,
         method=None if account is None else account.method,
         dialect=provider.api.dialect,
+        model=provider.default_model,
         for_agents=() if method is None else method.for_agents,
     )
 

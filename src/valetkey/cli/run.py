@@ -18,6 +18,7 @@ from valetkey.errors import RunError, RunGoesOn, UsageError
 if TYPE_CHECKING:
     from valetkey.gateway.runs import BegunRun
     from valetkey.runs.launch import Wanted
+    from valetkey.runs.order import Order
     from valetkey.runs.record import Records
     from valetkey.sandbox import Limits, Mount
 
@@ -119,6 +120,7 @@ def run(
         policy=None if file is None else policies.text_of(file),
         policy_file="" if file is None else file.name,
         variables=_variables(state.environ, variables),
+        named=tuple(name + given for name, given, _ in (text.partition("=") for text in variables)),
         limits=_limits(memory, pids, seconds),
         servers=mcp.chosen(state.config, mcp_names or (None if earlier is None else earlier.mcp)),
     )
@@ -238,6 +240,12 @@ class _Granting:
         )
         serving.poke(str(state.paths.home))
         return begun
+
+    def keep(self, order: Order) -> None:
+        """Keep it."""
+        from valetkey.runs.joining import kept
+
+        self._runs.keep_order(order.run, kept(order))
 
     def end(self, run: str) -> None:
         """Take it back."""

@@ -1,4 +1,4 @@
-"""`runs`: what is kept of them: list, show, logs, trace, resume, stop, remove."""
+"""`runs`: what is kept of them: list, show, logs, trace, resume, stop, remove; join is in join.py."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 from valetkey import serving
 from valetkey.audit.recorder import person
 from valetkey.cli.frame import State, command, group
+from valetkey.cli.join import join_run
 from valetkey.cli.output import ago
 from valetkey.errors import GatewayError, RunError
 
@@ -66,6 +67,9 @@ def show(state: State, *, id: str) -> None:
         "grants",
         "mcp",
         "workspace",
+        "mounts",
+        "variables",
+        "limits",
         "sandbox",
         "home_of",
         "created_at",
@@ -73,7 +77,11 @@ def show(state: State, *, id: str) -> None:
         "folder",
     ):
         value = told[name]
-        text = " ".join(value) if isinstance(value, list) else str(value) if value is not None else "-"
+        if name == "mounts":
+            value = [f"{mount.target}{'' if mount.read_only else ':rw'}" for mount in one.mounts]
+        elif name == "limits":
+            value = [f"{limit}={number}" for limit, number in value.items() if number is not None]
+        text = " ".join(value) or "-" if isinstance(value, list) else str(value) if value is not None else "-"
         state.say(f"{name.replace('_', ' '):<11} {text}")
     _say_waiting(state, one)
 
@@ -164,7 +172,7 @@ def remove(state: State, *, ids: tuple[str, ...]) -> None:
         state.say(f"The run {one.id} is removed.")
 
 
-for _one in (list_runs, show, logs, trace_run, resume_run, stop_run, remove):
+for _one in (list_runs, show, logs, trace_run, resume_run, join_run, stop_run, remove):
     runs.add_command(_one)
 
 
@@ -188,6 +196,8 @@ def _as_dict(records: Records, one: Run) -> dict[str, Any]:
         "grants": list(one.grants),
         "allow": list(one.allow),
         "mcp": list(one.mcp),
+        "mounts": [{**asdict(mount), "source": str(mount.source)} for mount in one.mounts],
+        "variables": list(one.variables),
         "state": records.state(one),
         "folder": str(records.at(one)),
     }

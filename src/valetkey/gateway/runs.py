@@ -48,7 +48,7 @@ ENDPOINT_TOKEN = "{token}"
 # By account, then by variable or path.
 _Texts = dict[CredentialRef, dict[str, str]]
 
-_KIND = "run"
+_KIND, _ORDER = "run", "run-order"
 _FORMAT = 1
 _FIELDS = {
     "format",
@@ -233,8 +233,19 @@ class Runs:
         """
         with suppress(RecordDamaged, UnknownRun):
             forget_socket(self.find(run).folder)
+        self._store.delete_document(_ORDER, run)
         self._store.delete_document(_KIND, run)
         access_requests.forget(self._store, run)
+
+    def keep_order(self, run: str, text: str) -> None:
+        """Keep, until it is ended, what a second sandbox for this run is made with. Raises: StoreError."""
+        document = Document(kind=_ORDER, id=run, title=run, body=text, updated_at=self._clock.now())
+        self._store.put_document(document)
+
+    def order(self, run: str) -> str | None:
+        """Give what `keep_order` kept, None where the run has ended. Raises: StoreError, RecordDamaged."""
+        document = self._store.document(_ORDER, run)
+        return None if document is None else document.body
 
     def find(self, run: str) -> Run:
         """Give the live run of this id. Raises: UnknownRun, RecordDamaged, StoreError."""

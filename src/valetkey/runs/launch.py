@@ -13,6 +13,7 @@ from valetkey.agent import McpServer, Prepared, Served
 from valetkey.audit.recorder import Audit, person
 from valetkey.credential import CredentialRef
 from valetkey.mcp import Server
+from valetkey.provider import DialectId
 from valetkey.providers import Catalogue
 from valetkey.runs.environment import ADDRESS, PATH, environment, files, mcp_file, mcp_servers
 from valetkey.runs.files import divided, write_below
@@ -30,8 +31,11 @@ class Wanted:
 
     `servers` are MCP servers; their accounts need not be among the grants, and serve nothing else then.
 
-    Where it is an agent that runs, `account` is the one of the grants that it uses, `method` the login of that, and
-    `prepare` makes its home ready. `home_of` is an earlier run whose home this one goes on with.
+    `named` is what is kept of the variables, as in `Run.variables`. `program` is mounted for the command itself.
+
+    Where it is an agent that runs, `account` is the one of the grants that it uses, `method` the login of that,
+    `dialect` and `model` what its provider speaks and which model is its usual one, and `prepare` makes its home ready.
+    `home_of` is an earlier run whose home this one goes on with.
     """
 
     command: tuple[str, ...]
@@ -43,11 +47,15 @@ class Wanted:
     policy: str | None = None
     policy_file: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
+    named: tuple[str, ...] = ()
+    program: tuple[Mount, ...] = ()
     limits: Limits = field(default_factory=Limits)
     servers: tuple[Server, ...] = ()
     agent: str | None = None
     account: CredentialRef | None = None
     method: str | None = None
+    dialect: DialectId = "none"
+    model: str | None = None
     prepare: Callable[[Path, Served], Prepared] | None = None
     home_of: str | None = None
 
@@ -86,6 +94,10 @@ class Granting(Protocol):
 
     def begin(self, run: str, wanted: Wanted) -> Begun:
         """Grant it what is wanted. Raises: NotLoggedIn, which names all that is missing; ConfigError for the policy."""
+        ...
+
+    def keep(self, order: Order) -> None:
+        """Keep the order for who joins the run, sealed, until it is ended."""
         ...
 
     def end(self, run: str) -> None:
@@ -136,6 +148,9 @@ def ready(
         policy=wanted.policy,
         policy_file=wanted.policy_file,
         mcp=tuple(server.name for server in wanted.servers),
+        mounts=wanted.mounts,
+        variables=wanted.named,
+        limits=wanted.limits,
     )
     with _taken_back(run, records, granting, lock):
         records.check_home(run)
@@ -160,7 +175,7 @@ def ready(
                 **mcp_file(servers),
                 **files(begun.certificate.encode(), system_bundle),
             },
-            mounts=wanted.mounts,
+            mounts=(*wanted.mounts, *wanted.program),
             limits=wanted.limits,
         )
         told: dict[str, object] = {
@@ -172,6 +187,7 @@ def ready(
         told |= {"mcp": list(run.mcp)} if run.mcp else {}
         audit.append("run-started", who=f"run:{run.id}", detail=told)
         order = Order(run=run.id, folder=records.at(run), home=home, sandbox=sandbox.id, spec=spec)
+        granting.keep(order)
     return Ready(run=run, lock=lock, order=order)
 
 
@@ -182,6 +198,8 @@ def _prepared(wanted: Wanted, begun: Begun, home: Path, servers: tuple[McpServer
     served = Served(
         ref=ref,
         base_url=f"{ADDRESS}/{ref}",
+        dialect=wanted.dialect,
+        model=wanted.model,
         placeholder=begun.placeholders[ref][""],
         variables=begun.environment.get(ref, {}),
         mcp_servers=servers,

@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import FrameType
@@ -27,7 +27,7 @@ from valetkey.runs.record import OUTPUT, Records, read, save
 from valetkey.sandbox import Sandbox, Started
 from valetkey.sandboxes import sandbox_for
 
-__all__ = ["become", "main", "watch"]
+__all__ = ["become", "main", "run", "watch"]
 
 # What is told to end gets so long, in seconds, before it is killed.
 _END_SECONDS = 5.0
@@ -63,17 +63,17 @@ def watch(order: Order, sandbox: Sandbox) -> int:
     """Run it to its end, and give the command's exit status; 125 where it could not be started."""
     paths, clock = Paths(home=order.home), SystemClock()
     records = Records(paths, clock)
-    run = replace(read(order.folder), pid=os.getpid())
-    save(order.folder, run)
+    record = replace(read(order.folder), pid=os.getpid())
+    save(order.folder, record)
     try:
-        status = _run(order, sandbox)
+        status = run(order, sandbox)
     except (ValetkeyError, OSError) as error:
         _say(error)
         status = _NOT_STARTED
     with suppress(OSError, ValetkeyError):  # its folder may be gone, the disk full: the status counts all the same
-        records.end(run, status)
+        records.end(record, status)
     _hint(order)
-    Audit(paths, clock).tell("run-stopped", who=f"run:{run.id}", detail={"exit_status": status})
+    Audit(paths, clock).tell("run-stopped", who=f"run:{record.id}", detail={"exit_status": status})
     return status
 
 
@@ -92,17 +92,26 @@ def _hint(order: Order) -> None:
         _tell(f"hint: read `valetkey mcp check {server}`, and if that is right say `valetkey mcp approve {server}`")
 
 
-def _run(order: Order, sandbox: Sandbox) -> int:
+def run(order: Order, sandbox: Sandbox, *, started: Callable[[Started], None] = lambda _: None) -> int:
+    """Run its command to the end, and give its exit status; what it says is kept too. `started` is told once it runs.
+
+    Raises: what `Sandbox.start` raises.
+    """
     path = order.folder / OUTPUT
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab", buffering=0) as log:
         if os.isatty(0) and os.isatty(1):
             from valetkey.sandboxes.terminal import run_on_terminal
 
             begun: list[Started] = []
-            status = run_on_terminal(sandbox, order.spec, terminal=0, record=_Kept(log).write, started=begun.append)
+
+            def told(one: Started) -> None:
+                begun.append(one)
+                started(one)
+
+            status = run_on_terminal(sandbox, order.spec, terminal=0, record=_Kept(log).write, started=told)
             _tell_overrun(begun[0])
             return status
-        return _in_pipes(order, sandbox, _Kept(log))
+        return _in_pipes(order, sandbox, _Kept(log), started)
 
 
 class _Kept:
@@ -121,7 +130,7 @@ class _Kept:
                 _say(error)
 
 
-def _in_pipes(order: Order, sandbox: Sandbox, log: _Kept) -> int:
+def _in_pipes(order: Order, sandbox: Sandbox, log: _Kept, told: Callable[[Started], None]) -> int:
     out, out_side = os.pipe()
     err, err_side = os.pipe()
     try:
@@ -129,6 +138,7 @@ def _in_pipes(order: Order, sandbox: Sandbox, log: _Kept) -> int:
     finally:
         os.close(out_side)
         os.close(err_side)
+    told(started)
     _hand_on_signals(started)
     copiers = [threading.Thread(target=_copy, args=pair) for pair in ((out, 1, log), (err, 2, log))]
     for copier in copiers:

@@ -12,7 +12,7 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from typing import Any, Literal
 from valetkey.clock import Clock, written
 from valetkey.config import Paths
 from valetkey.errors import RecordDamaged, RunGoesOn, UnknownRun
+from valetkey.sandbox import Limits, Mount
 from valetkey.stores import modes
 from valetkey.stores.locks import FileLock, try_lock_file
 
@@ -38,7 +39,9 @@ class Run:
 
     `pid` is the process that is its parent. `home_of` is the run whose home it went on with. `account` is what its
     agent used of the grants, `method` the login of that account. `mcp` are the names of its MCP servers. `read_only`,
-    `allow` and `policy` (a text, None for none) are what it was held to. `bytes` is what its folder took when it ended.
+    `allow` and `policy` (a text, None for none) are what it was held to, `mounts` and `limits` too. `variables` are
+    those that were named for it: `NAME` for one of its starter's environment, `NAME=` for one whose value was typed; no
+    value is kept, for it may be a secret. `bytes` is what its folder took when it ended.
     """
 
     id: str
@@ -56,6 +59,9 @@ class Run:
     mcp: tuple[str, ...] = ()
     policy: str | None = None
     policy_file: str = ""
+    mounts: tuple[Mount, ...] = ()
+    variables: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
     pid: int | None = None
     ended_at: datetime | None = None
     exit_status: int | None = None
@@ -186,7 +192,9 @@ def save(folder: Path, run: Run) -> None:
     }
     with suppress(FileNotFoundError):
         os.unlink(fresh)
-    modes.create_file(str(fresh), json.dumps({"format": _FORMAT, **asdict(run), **times}, indent=1).encode() + b"\n")
+    modes.create_file(
+        str(fresh), json.dumps({"format": _FORMAT, **asdict(run), **times}, indent=1, default=str).encode() + b"\n"
+    )
     os.replace(fresh, path)
 
 
@@ -200,7 +208,9 @@ def read(folder: Path) -> Run:
         return Run(
             **found
             | {"command": tuple(found["command"]), "grants": tuple(found["grants"])}
-            | {name: tuple(found.get(name, ())) for name in ("allow", "mcp")}
+            | {name: tuple(found.get(name, ())) for name in ("allow", "mcp", "variables")}
+            | {"mounts": tuple(Mount(**one | {"source": Path(one["source"])}) for one in found.get("mounts", ()))}
+            | {"limits": Limits(**found.get("limits", {}))}
             | {name: _time(found, name) for name in ("created_at", "ended_at")}
         )
     except (ValueError, TypeError, KeyError, AttributeError):

@@ -30,7 +30,7 @@ class FakeAgent:
     id: str = "fake-agent"
     program: str = "fake-agent"
     install: str = "put a program of this name on PATH"
-    dialect: DialectId = "openai-chat"
+    dialects: Sequence[DialectId] = ("openai-chat",)
     providers: Sequence[str] = ("mistral",)
 
     def prepare(self, home: Path, served: Served) -> Prepared:

@@ -9,6 +9,7 @@ from pathlib import Path
 from valetkey.credential import CredentialRef
 from valetkey.errors import NotLoggedIn
 from valetkey.runs.launch import Wanted
+from valetkey.runs.order import Order
 
 __all__ = ["CERTIFICATE", "FakeBegun", "FakeGranting"]
 
@@ -52,6 +53,7 @@ class FakeGranting:
     at: Path
     missing: tuple[CredentialRef, ...] = ()
     granted: list[str] = field(default_factory=list)
+    kept: dict[str, Order] = field(default_factory=dict)
 
     def begin(self, run: str, wanted: Wanted) -> FakeBegun:
         """Grant it. Raises: NotLoggedIn, naming all that is missing."""
@@ -68,8 +70,13 @@ class FakeGranting:
         }
         return FakeBegun(environment=variables, folder=self.at / run)
 
+    def keep(self, order: Order) -> None:
+        """Keep it in `kept` until the run ends."""
+        self.kept[order.run] = order
+
     def end(self, run: str) -> None:
         """Take it back."""
+        self.kept.pop(run, None)
         if run in self.granted:
             self.granted.remove(run)
 

@@ -1,6 +1,7 @@
 // npm @copilotkit/aimock for the tests: answers in the dialects of many providers, and takes no network.
 //
-// Settings come as one line of JSON on standard input: {"api_keys": […], "replies": {"pattern": "text", …}}; the
+// Settings come as one line of JSON on standard input: {"api_keys": […], "replies": {"pattern": "text", …},
+// "calls": {"tool": {…}}}: a question that says `use <tool>` is answered by a call of it with these arguments. The
 // address goes out as one line on standard output. The process ends with its standard input.
 import { once } from 'node:events';
 import { createInterface } from 'node:readline';
@@ -10,7 +11,7 @@ console.log = console.info = console.warn = console.error;
 
 const lines = createInterface({ input: process.stdin });
 const [line] = await once(lines, 'line');
-const settings = { api_keys: [], replies: {}, reply: 'Hello from the mock.', ...JSON.parse(line) };
+const settings = { api_keys: [], replies: {}, calls: {}, reply: 'Hello from the mock.', ...JSON.parse(line) };
 lines.on('close', () => process.exit(0));
 
 const { LLMock } = await import('@copilotkit/aimock');
@@ -21,6 +22,11 @@ const mock = new LLMock({
   ...(settings.api_keys.length && { auth: { apiKeys: settings.api_keys } }),
 });
 for (const [pattern, content] of Object.entries(settings.replies)) mock.onMessage(new RegExp(pattern, 'i'), { content });
+for (const [name, given] of Object.entries(settings.calls))
+  mock.on(
+    { userMessage: new RegExp(`use ${name}`), hasToolResult: false },
+    { toolCalls: [{ name, arguments: JSON.stringify(given) }] },
+  );
 // Questions without a user's message too: Codex warms a WebSocket up with one, and waits 15 s for its answer.
 mock.on({}, { content: settings.reply });
 await mock.start();

@@ -24,11 +24,18 @@ SESSION = "0199c3a0-5d2b-7c31-9d0e-1f2a3b4c5d6e"
 def served(agent: Agent, **variables: str) -> Served:
     ref = CredentialRef(provider=agent.providers[-1], account="work")
     url = f"http://127.0.0.1:3128/{ref}"
-    return Served(ref=ref, base_url=url, placeholder="placeholder-" + secrets.token_hex(8), variables=variables)
+    return Served(
+        ref=ref,
+        base_url=url,
+        dialect=agent.dialects[0],
+        placeholder="placeholder-" + secrets.token_hex(8),
+        variables=variables,
+    )
 
 
 def files(home: Path) -> list[Path]:
-    return [path for path in home.rglob("*") if path.is_file()]
+    """Give the files that it has in the home."""
+    return [path for path in home.rglob("*") if not path.is_dir()]
 
 
 class AgentSuite:
@@ -52,9 +59,9 @@ class AgentSuite:
         for target in prepared.files:
             check_file_target(target)
 
-    def test_its_providers_are_there_and_speak_its_dialect(self, agent: Agent, tmp_path: Path) -> None:
+    def test_its_providers_are_there_and_speak_its_dialects(self, agent: Agent, tmp_path: Path) -> None:
         providers = catalogue(Paths(home=tmp_path))
-        assert {providers.get(name).api.dialect for name in agent.providers} == {agent.dialect}
+        assert {providers.get(name).api.dialect for name in agent.providers} == set(agent.dialects)
 
     def test_it_keeps_what_is_in_the_home_of_an_earlier_run(self, agent: Agent, agent_home: Path) -> None:
         agent.prepare(agent_home, served(agent))
@@ -81,7 +88,26 @@ class AgentSuite:
             path.mkdir()
             with pytest.raises(HomeUnusable):
                 agent.prepare(agent_home, served(agent))
+            path.rmdir()
+            agent.prepare(agent_home, served(agent))
         assert outside.read_text() == '{"mine": 1}'
+
+    def test_a_folder_that_a_run_made_a_link_leads_nowhere(
+        self, agent: Agent, agent_home: Path, tmp_path: Path
+    ) -> None:
+        agent.prepare(agent_home, served(agent))
+        (outside := tmp_path / "outside").mkdir()
+        for path in files(agent_home):
+            (outside / path.name).write_text('{"mine": 1}')
+            if path.parent == agent_home:
+                continue
+            path.parent.rename(tmp_path / "moved")
+            path.parent.symlink_to(outside)
+            with pytest.raises(HomeUnusable):
+                agent.prepare(agent_home, served(agent))
+            path.parent.unlink()
+            (tmp_path / "moved").rename(path.parent)
+        assert all(path.read_text() == '{"mine": 1}' for path in outside.iterdir())
 
     def test_a_session_to_go_on_with_stands_in_its_command_and_the_words_stay(self, agent: Agent) -> None:
         without = agent.command(("node", "it"), ("exec", "-x", "hi there"), None)
