@@ -2,7 +2,8 @@
 
     python -m bench.sandbox
 
-Medians of 20, interleaved with a plain `bwrap` of the same system folders, as whoever runs it; root becomes `nobody`.
+Medians of 20, interleaved with a plain `bwrap` of the same system folders and a plain `podman run` of the same image,
+as whoever runs it; root becomes `nobody`. Goal: podman's sandbox within 1.2 times of that.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from tests.support.containers import IMAGE, podman_storage
 from tests.support.sandboxed import Place, sandbox_place
 from valetkey.sandboxes import sandbox_for
+from valetkey.sandboxes.container import ISOLATION
+from valetkey.sandboxes.engines import PODMAN
 
 RUNS = 20
 PLAIN = (
@@ -51,11 +55,33 @@ def sandboxed(place: Place) -> Callable[[int, int], Callable[[], object]]:
     return lambda stdin, stdout: place.sandbox.start(place.spec(*COMMAND), stdin=stdin, stdout=stdout, stderr=2).wait
 
 
+def plain_podman(stdin: int, stdout: int) -> Callable[[], object]:
+    # Without limits of its own, which podman would raise and may not everywhere.
+    words = ["podman", "run", "--rm", "-i", "--network=none", "--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096"]
+    return subprocess.Popen([*words, IMAGE, *COMMAND], stdin=stdin, stdout=stdout).wait
+
+
+def podman_with_options(stdin: int, stdout: int) -> Callable[[], object]:
+    words = ["podman", "run", "-i", *ISOLATION.split(), *PODMAN.options, "--ulimit=nofile=1024:1024"]
+    return subprocess.Popen([*words, "--ulimit=nproc=4096:4096", IMAGE, *COMMAND], stdin=stdin, stdout=stdout).wait
+
+
 def main() -> None:
     print(f"{datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, {os.cpu_count()} cores, ms")
     print("\n| | first instruction: median | max | end: median | max |\n|---|---|---|---|---|")
-    with sandbox_place(sandbox_for("bubblewrap")) as place:
-        ways = {"plain `bwrap`": plain, "the bubblewrap sandbox": sandboxed(place)}
+    with (
+        podman_storage() as podman,
+        sandbox_place(sandbox_for("bubblewrap")) as place,
+        sandbox_place(sandbox_for("podman", image=IMAGE)) as contained,
+    ):
+        os.environ |= podman.environ
+        ways = {
+            "plain `bwrap`": plain,
+            "the bubblewrap sandbox": sandboxed(place),
+            "plain `podman run`": plain_podman,
+            "`podman run` with the sandbox's options": podman_with_options,
+            "the podman sandbox": sandboxed(contained),
+        }
         taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         for number in range(RUNS + 1):
             for name, start in ways.items():
@@ -66,6 +92,13 @@ def main() -> None:
         firsts, ends = zip(*figures_of, strict=True)
         row = (statistics.median(firsts), max(firsts), statistics.median(ends), max(ends))
         print(f"| {name} | " + " | ".join(f"{figure:.1f}" for figure in row) + " |")
+    for other in ("plain `podman run`", "`podman run` with the sandbox's options"):
+        ratio = whole(taken["the podman sandbox"]) / whole(taken[other])
+        print(f"\nfrom start to end, the podman sandbox takes {ratio:.2f} times what {other} does (goal: 1.2)")
+
+
+def whole(figures: list[tuple[float, float]]) -> float:
+    return statistics.median(first + end for first, end in figures)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.authorization_server import AuthorizationServer
 from tests.support.clock import FakeClock
+from tests.support.containers import Podman, podman_storage
 from tests.support.echo import Echo
 from tests.support.gateway_process import kill_what_is_left
 from tests.support.oidc_provider import OidcProvider, oidc_provider
@@ -42,6 +43,20 @@ def _own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     user = tmp_path / "user"
     user.mkdir(mode=0o700)
     monkeypatch.setenv("HOME", str(user))
+
+
+@pytest.fixture(scope="session")
+def _podman() -> Iterator[Podman]:
+    with podman_storage() as podman:
+        yield podman
+
+
+@pytest.fixture
+def podman(_podman: Podman, monkeypatch: pytest.MonkeyPatch) -> Podman:
+    """Give a podman with the images of the tests, and let every podman of this test be that one."""
+    for name, value in _podman.environ.items():
+        monkeypatch.setenv(name, value)
+    return _podman
 
 
 @pytest.fixture(autouse=True)

@@ -111,6 +111,11 @@ class Sandbox(Protocol):
         """The name that settings and records call it by."""
         ...
 
+    @property
+    def own_programs(self) -> bool:
+        """Whether the programs inside are those of an image, and not the host's /usr."""
+        ...
+
     def check(self) -> None:
         """Find out whether it works here.
 
@@ -124,5 +129,12 @@ class Sandbox(Protocol):
         Where stdin is a terminal, it becomes the command's controlling one.
 
         Raises: SandboxUnavailable, SandboxFailed, WorkspaceRefused.
+        """
+        ...
+
+    def clear(self) -> None:
+        """End what there may still be of the run that it was made for, once nobody is its parent any more.
+
+        Raises: SandboxUnavailable.
         """
         ...

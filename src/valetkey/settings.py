@@ -160,6 +160,19 @@ SETTINGS = (
         description="How many requests the trace keeps at most; a million take some 130 MB.",
     ),
     Setting(
+        key="runs.sandbox",
+        kind="choice",
+        default="bubblewrap",
+        options=("bubblewrap", "docker", "podman"),
+        description="What a run is made in; `run --sandbox` wins.",
+    ),
+    Setting(
+        key="runs.image",
+        kind="text",
+        default=None,
+        description="The image that containers of docker or podman are made of; `run --image` wins.",
+    ),
+    Setting(
         key="runs.keep_days",
         kind="count",
         default=30,

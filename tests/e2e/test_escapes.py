@@ -18,9 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.sandboxed import PYTHON, Done, Place, give, on_host, processes_with, sandbox_place
+from tests.support.sandboxed import PYTHON, Done, Place, give, on_host, processes_with, sandbox_here, sandbox_place
 from valetkey.sandbox import Limits
-from valetkey.sandboxes import sandbox_for
 
 START = """
 import ctypes, errno, os, signal, socket, sys
@@ -50,9 +49,9 @@ def probe(body: str) -> str:
     return START + "".join(f"    {line}\n" for line in body.strip().splitlines()) + END
 
 
-@pytest.fixture
-def place() -> Iterator[Place]:
-    with sandbox_place(sandbox_for("bubblewrap")) as made:
+@pytest.fixture(params=["bubblewrap", "podman"])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with sandbox_place(sandbox_here(request.param, request)) as made:
         yield made
 
 
@@ -235,7 +234,7 @@ def test_a_setuid_program_gives_nothing(place: Place) -> None:
     place.workspace.chmod(0o755)
     ask = "import subprocess, sys; subprocess.run([sys.argv[1], '-u'])"
     assert on_host(ask, str(program)).out == "0\n"
-    assert place.probe(ask, "/workspace/id").out == "1000\n"
+    assert place.probe(ask, "/workspace/id").out == place.run(place.spec("id", "-u")).out != "0\n"
 
 
 def test_privileges_are_gone_for_every_process(place: Place) -> None:
@@ -433,5 +432,8 @@ def test_many_processes_get_no_more_memory_than_the_limit(place: Place, take: st
 def test_what_is_in_memory_cannot_be_filled_for_ever(place: Place, folder: str) -> None:
     # Asked for at once, which the kernel refuses at once: nothing is filled.
     fill = "os.posix_fallocate(os.open(sys.argv[1] + '/fill', os.O_CREAT | os.O_RDWR), 0, int(sys.argv[2]))"
+    if folder == "/var" and place.sandbox.own_programs:
+        assert answer(place.probe(probe(fill), folder, "1")) in ("EROFS", "EACCES")
+        return
     assert answer(place.probe(probe(fill), folder, str(2 << 30))) == "ENOSPC"
     assert answer(place.probe(probe(fill), folder, str(1 << 20))) == "reached"

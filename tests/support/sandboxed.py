@@ -5,10 +5,34 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Mapping
 
+import pytest
+
+from tests.support.containers import IMAGE
+from valetkey.sandbox import Sandbox
+from valetkey.sandboxes import sandbox_for
 from valetkey.testing.command_line import Done
 from valetkey.testing.place import PYTHON, Gateway, Place, ended, give, ordinary, processes_with, sandbox_place
 
-__all__ = ["PYTHON", "Done", "Gateway", "Place", "ended", "give", "on_host", "processes_with", "sandbox_place"]
+__all__ = [
+    "PYTHON",
+    "Done",
+    "Gateway",
+    "Place",
+    "ended",
+    "give",
+    "on_host",
+    "processes_with",
+    "sandbox_here",
+    "sandbox_place",
+]
+
+
+def sandbox_here(name: str, request: pytest.FixtureRequest) -> Sandbox:
+    """Give the sandbox of this id for one test, with an engine and an image where it is one of containers."""
+    if not sandbox_for(name).own_programs:
+        return sandbox_for(name)
+    request.getfixturevalue(name)
+    return sandbox_for(name, image=IMAGE)
 
 
 def on_host(code: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Done:

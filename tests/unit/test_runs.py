@@ -17,13 +17,21 @@ from valetkey.agent import Prepared, Served
 from valetkey.audit.recorder import Audit
 from valetkey.config import Paths
 from valetkey.credential import CredentialRef
-from valetkey.errors import AuditUnwritable, HomeUnusable, NotLoggedIn, RecordDamaged, RunGoesOn, UnknownRun
+from valetkey.errors import (
+    AuditUnwritable,
+    HomeUnusable,
+    NotLoggedIn,
+    RecordDamaged,
+    RunGoesOn,
+    SandboxUnavailable,
+    UnknownRun,
+)
 from valetkey.mcp import Local, Relayed
 from valetkey.runs import record
 from valetkey.runs.launch import Ready, Wanted, missing_tools, ready, sweep
 from valetkey.runs.order import Order
 from valetkey.runs.parent import watch
-from valetkey.runs.record import Records, save
+from valetkey.runs.record import Records, Run, save
 from valetkey.sandbox import Limits, Mount
 from valetkey.stores.locks import try_lock_file
 from valetkey.testing.granting import CERTIFICATE, FakeGranting
@@ -368,8 +376,18 @@ def test_a_run_whose_parent_was_killed_is_swept_and_one_that_lives_is_not(place:
     lives, killed = place.ready("true"), place.ready("true")
     killed.lock.release()
     assert place.records.state(killed.run) == "lost"
-    assert [run.id for run in sweep(place.records, place.granting, place.audit)] == [killed.run.id]
+    cleared: list[str] = []
+
+    def clear(run: Run) -> None:
+        cleared.append(run.id)
+        if len(cleared) == 1:
+            raise SandboxUnavailable("the engine does not run", hint="start it")
+
+    assert sweep(place.records, place.granting, place.audit, clear=clear) == []
+    assert place.records.state(killed.run) == "lost", "it is tried again"
+    assert [run.id for run in sweep(place.records, place.granting, place.audit, clear=clear)] == [killed.run.id]
     assert place.granting.granted == [lives.run.id]
-    assert sweep(place.records, place.granting, place.audit) == []
+    assert sweep(place.records, place.granting, place.audit, clear=clear) == []
+    assert cleared == [killed.run.id] * 2
     assert place.records.find(killed.run.id).exit_status is None
     assert try_lock_file(place.records.at(killed.run) / "lock") is not None

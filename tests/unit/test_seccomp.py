@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import platform
+import tempfile
 from errno import ENOSYS, EPERM
 
 import pyseccomp
 import pytest
 
 from tests.support.bpf import decide
-from valetkey.sandboxes.seccomp import ARCHITECTURES, REFUSED, Refusal, compiled
+from valetkey.sandboxes.seccomp import ARCHITECTURES, REFUSED, Refusal, compiled, profile
 
 # AUDIT_ARCH_X86_64, _AARCH64, _I386, _ARM of linux/audit.h.
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -90,3 +93,53 @@ def test_a_32_bit_program_gets_nothing(architecture: str, call: int) -> None:
 
 def test_the_x32_convention_gets_nothing() -> None:
     assert decide(compiled(), architecture=AUDIT["x86_64"], call=X32 | number("x86_64", "read")) == EPERM
+
+
+# --- the profile of containers --------------------------------------------------------------------
+
+OPERATORS = {
+    "SCMP_CMP_EQ": pyseccomp.EQ,
+    "SCMP_CMP_NE": pyseccomp.NE,
+    "SCMP_CMP_GT": pyseccomp.GT,
+    "SCMP_CMP_MASKED_EQ": pyseccomp.MASKED_EQ,
+}
+
+
+@pytest.fixture(scope="module")
+def of_engine() -> bytes:
+    """Give the filter that an engine makes of the profile: by the same library, on this machine."""
+    found = json.loads(profile())
+    assert found.pop("defaultAction") == "SCMP_ACT_ALLOW"
+    made = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+    made.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.ERRNO(EPERM))
+    for entry in found.pop("syscalls"):
+        assert entry["action"] == "SCMP_ACT_ERRNO"
+        arguments = [
+            pyseccomp.Arg(each["index"], OPERATORS[each["op"]], each["value"], each["valueTwo"])
+            for each in entry["args"]
+        ]
+        for name in entry["names"]:
+            made.add_rule(pyseccomp.ERRNO(entry["errnoRet"]), name, *arguments)
+    assert found == {}
+    with tempfile.TemporaryFile() as file:
+        made.export_bpf(file)
+        file.seek(0)
+        return file.read()
+
+
+CASES = [(each.call, (), each.error) for each in REFUSED if not each.conditions] + ARGUMENTS
+
+
+@pytest.mark.parametrize(("call", "arguments", "error"), CASES + [(call, (), 0) for call in NEEDED.split()])
+def test_the_profile_of_containers_decides_as_the_filter_does(
+    of_engine: bytes, call: str, arguments: tuple[int, ...], error: int
+) -> None:
+    here = platform.machine()
+    if number(here, call) >= 0:
+        decided_here = decide(of_engine, architecture=AUDIT[here], call=number(here, call), arguments=arguments)
+        assert decided_here == error == decided(here, call, *arguments)
+
+
+def test_the_x32_convention_gets_nothing_in_a_container_either(of_engine: bytes) -> None:
+    if platform.machine() == "x86_64":
+        assert decide(of_engine, architecture=AUDIT["x86_64"], call=X32 | number("x86_64", "read")) == EPERM

@@ -132,7 +132,9 @@ def for_agent(
     WorkspaceRefused, BrokenAgent, ProviderError, StoreError.
     """
     from valetkey.agents import chosen
-    from valetkey.agents.program import located
+    from valetkey.agents.program import Program, located
+    from valetkey.cli.run import in_sandbox
+    from valetkey.sandboxes import sandbox_for
 
     if wanted.home_of is not None and session is None:
         session = _last_session(_records(state), agent, wanted.home_of)
@@ -142,13 +144,17 @@ def for_agent(
         login, grants = _login(state, own := _own_account(state, agent)), (own, *grants)
     if usable > 1 or state.verbose:
         state.note(f"{agent.id} uses {login.ref}" + (f", by its login {login.method}" if login.method else ""))
-    program = located(
-        agent,
-        configured=state.config.agent_program(agent.id),
-        environ=state.environ,
-        home=Path.home(),
-        valetkey_home=state.paths.home,
-    )
+    wanted = in_sandbox(state, wanted)
+    if sandbox_for(wanted.sandbox or "").own_programs:
+        program = Program(command=(agent.program,))  # the image's
+    else:
+        program = located(
+            agent,
+            configured=state.config.agent_program(agent.id),
+            environ=state.environ,
+            home=Path.home(),
+            valetkey_home=state.paths.home,
+        )
     return replace(
         wanted,
         command=agent.command(program.command, arguments, session),
@@ -182,6 +188,9 @@ def going_on(state: State, wanted: Wanted, earlier: Run) -> Wanted:
         variables={**_again(state, earlier, wanted.variables), **wanted.variables},
         named=(*wanted.named, *(text for text in earlier.variables if text.rstrip("=") not in wanted.variables)),
         home_of=earlier.home_of or earlier.id,
+        # What an agent of one machine left in its home may be of no use to that of another.
+        sandbox=wanted.sandbox or earlier.sandbox,
+        image=wanted.image or (earlier.image if wanted.sandbox in (None, earlier.sandbox) else None) or None,
     )
 
 

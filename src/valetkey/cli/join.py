@@ -31,7 +31,7 @@ def join_run(state: State, *, id: str, argv: tuple[str, ...]) -> None:
     records = Records(state.paths, state.clock)
     one = records.find(id)
     words = (argv[1:] if argv[:1] == ("--",) else argv) or _SHELL
-    sandbox = sandbox_for(one.sandbox)
+    sandbox = sandbox_for(one.sandbox, image=one.image, run=one.id)
     sandbox.check()
     order = Runs(state.store, state.clock).order(one.id)
     if order is None or records.state(one) != "running":

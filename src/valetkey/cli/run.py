@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
     from valetkey.gateway.runs import BegunRun
     from valetkey.runs.launch import Wanted
     from valetkey.runs.order import Order
-    from valetkey.runs.record import Records
+    from valetkey.runs.record import Records, Run
     from valetkey.sandbox import Limits, Mount
 
-__all__ = ["begin", "run"]
+__all__ = ["begin", "in_sandbox", "run"]
 
 _SIZES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
@@ -70,6 +71,8 @@ _IN_RUN = {"allow_interspersed_args": False, "ignore_unknown_options": False}
 @click.option("--memory", metavar="SIZE", help="How much memory it may use, such as 4g.")
 @click.option("--pids", type=click.IntRange(1), help="How many processes it may have.")
 @click.option("--time", "seconds", type=click.FloatRange(0, min_open=True), help="Seconds after which it is ended.")
+@click.option("--sandbox", metavar="NAME", help="bubblewrap, podman or docker (default: runs.sandbox).")
+@click.option("--image", metavar="IMAGE", help="What a container is made of (default: runs.image).")
 @click.option("--resume", metavar="RUN", help="Go on with the last session of this run of the agent.")
 @click.option("--continue", "go_on", is_flag=True, help="Go on with the agent's last run in the workspace.")
 @click.argument("argv", metavar="AGENT | -- CMD [ARG]…", nargs=-1, type=click.UNPROCESSED, required=True)
@@ -87,6 +90,8 @@ def run(
     memory: str | None,
     pids: int | None,
     seconds: float | None,
+    sandbox: str | None,
+    image: str | None,
     resume: str | None,
     go_on: bool,
     argv: tuple[str, ...],
@@ -123,6 +128,8 @@ def run(
         named=tuple(name + given for name, given, _ in (text.partition("=") for text in variables)),
         limits=_limits(memory, pids, seconds),
         servers=mcp.chosen(state.config, mcp_names or (None if earlier is None else earlier.mcp)),
+        sandbox=sandbox,
+        image=image,
     )
     if earlier is not None:
         wanted = agents.going_on(state, wanted, earlier)
@@ -138,6 +145,8 @@ def begin(state: State, wanted: Wanted) -> NoReturn:
     from valetkey.runs.parent import become
     from valetkey.sandboxes import sandbox_for
 
+    wanted = in_sandbox(state, wanted)
+    sandbox = sandbox_for(wanted.sandbox or "", image=wanted.image or "")
     if os.geteuid() == 0:
         raise RunError(
             "root starts no run: what is inside would be root to the files that it has",
@@ -145,17 +154,17 @@ def begin(state: State, wanted: Wanted) -> NoReturn:
         )
     background.up(state.paths, environ=state.environ, version=valetkey.__version__, tell=state.progress)
     granting, records = _Granting(state), records_of(state)
-    for lost in sweep(records, granting, state.audit):
+    for lost in sweep(records, granting, state.audit, clear=_clear):
         state.note(f"the run {lost.id} had lost its parent: what it was granted is taken back")
     _forget_the_old(state, records)
-    for provider, tool in missing_tools(wanted, state.catalogue):
+    for provider, tool in () if sandbox.own_programs else missing_tools(wanted, state.catalogue):
         state.note(f"{provider} is mostly used by {tool}, which is not in the sandbox")
     made = ready(
         wanted,
         granting=granting,
         records=records,
         audit=state.audit,
-        sandbox=sandbox_for("bubblewrap"),
+        sandbox=sandbox,
         home=state.paths.home,
         system_bundle=system_bundle(state.environ),
         environ=state.environ,
@@ -164,6 +173,23 @@ def begin(state: State, wanted: Wanted) -> NoReturn:
         state.note(f"run {made.run.id}: {', '.join(made.run.grants) or 'no account'}")
     state.broker.close()
     become(made.order, made.lock.outlive())
+
+
+def in_sandbox(state: State, wanted: Wanted) -> Wanted:
+    """Give what is wanted with its sandbox and image named, as the settings have them where it does not say."""
+    from valetkey.sandboxes import sandbox_for
+
+    name = wanted.sandbox or state.config.text("runs.sandbox") or ""
+    image = wanted.image
+    if image is None and sandbox_for(name).own_programs:
+        image = state.config.text("runs.image")
+    return replace(wanted, sandbox=name, image=image)
+
+
+def _clear(run: Run) -> None:
+    from valetkey.sandboxes import sandbox_for
+
+    sandbox_for(run.sandbox, run=run.id).clear()
 
 
 def _forget_the_old(state: State, records: Records) -> None:

@@ -71,6 +71,7 @@ def show(state: State, *, id: str) -> None:
         "variables",
         "limits",
         "sandbox",
+        "image",
         "home_of",
         "created_at",
         "ended_at",

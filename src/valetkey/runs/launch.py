@@ -12,6 +12,7 @@ from typing import Protocol
 from valetkey.agent import McpServer, Prepared, Served
 from valetkey.audit.recorder import Audit, person
 from valetkey.credential import CredentialRef
+from valetkey.errors import RunError, UsageError
 from valetkey.mcp import Server
 from valetkey.provider import DialectId
 from valetkey.providers import Catalogue
@@ -32,6 +33,7 @@ class Wanted:
     `servers` are MCP servers; their accounts need not be among the grants, and serve nothing else then.
 
     `named` is what is kept of the variables, as in `Run.variables`. `program` is mounted for the command itself.
+    `sandbox` and `image` are None where nobody has named them.
 
     Where it is an agent that runs, `account` is the one of the grants that it uses, `method` the login of that,
     `dialect` and `model` what its provider speaks and which model is its usual one, and `prepare` makes its home ready.
@@ -58,6 +60,8 @@ class Wanted:
     model: str | None = None
     prepare: Callable[[Path, Served], Prepared] | None = None
     home_of: str | None = None
+    sandbox: str | None = None
+    image: str | None = None
 
 
 class Begun(Protocol):
@@ -139,6 +143,7 @@ def ready(
         grants=tuple(str(ref) for ref in wanted.grants),
         workspace=wanted.workspace,
         sandbox=sandbox.id,
+        image=wanted.image or "",
         agent=wanted.agent,
         account=None if wanted.account is None else str(wanted.account),
         method=wanted.method,
@@ -186,7 +191,7 @@ def ready(
         }
         told |= {"mcp": list(run.mcp)} if run.mcp else {}
         audit.append("run-started", who=f"run:{run.id}", detail=told)
-        order = Order(run=run.id, folder=records.at(run), home=home, sandbox=sandbox.id, spec=spec)
+        order = Order(run=run.id, folder=records.at(run), home=home, sandbox=sandbox.id, image=run.image, spec=spec)
         granting.keep(order)
     return Ready(run=run, lock=lock, order=order)
 
@@ -226,13 +231,21 @@ def _taken_back(run: Run, records: Records, granting: Granting, lock: FileLock) 
         raise
 
 
-def sweep(records: Records, granting: Granting, audit: Audit) -> list[Run]:
-    """Take back what runs had whose parent was killed, and give them: nobody else could."""
+def sweep(records: Records, granting: Granting, audit: Audit, *, clear: Callable[[Run], None]) -> list[Run]:
+    """Take back what runs had whose parent was killed, and give them: nobody else could.
+
+    `clear` ends what may be left of one inside; where it cannot now, the next sweep tries again.
+    """
     for run_id in granting.live():
         if not records.is_alive(run_id):
             granting.end(run_id)
-    lost = [run for run in records.all() if records.state(run) == "lost"]
-    for run in lost:
+    lost = []
+    for run in [run for run in records.all() if records.state(run) == "lost"]:
+        try:
+            clear(run)
+        except (RunError, UsageError):  # no engine, or a sandbox of another version
+            continue
+        lost.append(run)
         records.end(run, None)
         audit.tell("run-stopped", who=f"run:{run.id}", detail={"lost": "its parent was killed"})
     return lost

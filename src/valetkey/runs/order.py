@@ -15,12 +15,16 @@ __all__ = ["Order"]
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What the parent of a run has to know. `home` is VALETKEY_HOME, `folder` the run's below it."""
+    """What the parent of a run has to know. `home` is VALETKEY_HOME, `folder` the run's below it.
+
+    `image` is what the sandbox is made of, "" where it takes none.
+    """
 
     run: str
     folder: Path
     home: Path
     sandbox: str
+    image: str = ""
     spec: Spec
 
     def as_json(self) -> str:
@@ -36,6 +40,7 @@ class Order:
             folder=Path(found["folder"]),
             home=Path(found["home"]),
             sandbox=found["sandbox"],
+            image=found["image"],
             spec=_spec(found["spec"]),
         )
 

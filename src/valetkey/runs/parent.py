@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     with open(int(argv[0]), "rb") as file:
         order = Order.from_json(file.read().decode())
     os.set_inheritable(int(argv[1]), False)
-    return watch(order, sandbox_for(order.sandbox))
+    return watch(order, sandbox_for(order.sandbox, image=order.image, run=order.run))
 
 
 def watch(order: Order, sandbox: Sandbox) -> int:

@@ -41,7 +41,8 @@ class Run:
     agent used of the grants, `method` the login of that account. `mcp` are the names of its MCP servers. `read_only`,
     `allow` and `policy` (a text, None for none) are what it was held to, `mounts` and `limits` too. `variables` are
     those that were named for it: `NAME` for one of its starter's environment, `NAME=` for one whose value was typed; no
-    value is kept, for it may be a secret. `bytes` is what its folder took when it ended.
+    value is kept, for it may be a secret. `image` is what its sandbox was made of, "" where that takes none. `bytes` is
+    what its folder took when it ended.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Run:
     workspace: str
     sandbox: str
     created_at: datetime
+    image: str = ""
     agent: str | None = None
     account: str | None = None
     method: str | None = None

@@ -18,45 +18,28 @@ from pathlib import Path
 from valetkey.errors import SandboxFailed, SandboxUnavailable
 from valetkey.sandbox import AGENT_HOME, GATEWAY, WORKSPACE, Limits, Spec
 from valetkey.sandboxes import seccomp
-from valetkey.sandboxes.running import Running
+from valetkey.sandboxes.inside import ENVIRONMENT, FORWARDER, START_SECONDS, TMPFS_BYTES, forwarder, made_etc
+from valetkey.sandboxes.running import Running, Stood
 from valetkey.workspace import Owner, check_file_target, check_mount_target, runs_as
 
 __all__ = ["Bubblewrap"]
 
 # --disable-userns and --size came with it.
 _OLDEST = (0, 8, 0)
-_START_SECONDS = 30
-_FORWARDER = "/run/forward.py"
-_ENVIRONMENT = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
-    "HOME": AGENT_HOME,
-    "USER": "agent",
-    "LANG": "C.UTF-8",
-}
+_CONTAINER = "use a container: `--sandbox podman --image IMAGE`"
 
 # What programs need to run and to speak TLS; of /etc nothing else is there.
 _ETC = (
     "alternatives ld.so.cache ld.so.conf ld.so.conf.d localtime mime.types services protocols terminfo"
     " ssl/certs ssl/openssl.cnf pki/tls/certs pki/ca-trust/extracted crypto-policies ca-certificates"
 )
-_MADE_ETC = {
-    "passwd": b"root:x:0:0:root:/root:/usr/sbin/nologin\nagent:x:1000:1000:agent:/home/agent:/bin/sh\n"
-    b"nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
-    "group": b"root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n",
-    "hosts": b"127.0.0.1 localhost sandbox\n::1 localhost\n",
-    "nsswitch.conf": b"passwd: files\ngroup: files\nhosts: files\n",
-    "resolv.conf": b"",
-    "hostname": b"sandbox\n",
-}
-
-# Memory, all of it: nothing of them is on a disk.
-_TMPFS_BYTES = {"/tmp": 1 << 30, "/var": 256 << 20, "/dev/shm": 256 << 20, "/run": 16 << 20}  # noqa: S108  # inside
 
 
 class Bubblewrap:
     """Runs commands by `bwrap`."""
 
     id = "bubblewrap"
+    own_programs = False
 
     def __init__(self, *, program: str = "bwrap", kernel: Path = Path("/proc/sys")) -> None:
         """Take bwrap's name or path; `kernel` is where the kernel's settings are read."""
@@ -69,21 +52,19 @@ class Bubblewrap:
         Raises: SandboxUnavailable: its hint is the command that mends it.
         """
         if platform.machine() not in seccomp.ARCHITECTURES:
-            raise SandboxUnavailable(
-                f"there is no system call filter for {platform.machine()}", hint="use the container sandbox"
-            )
+            raise SandboxUnavailable(f"there is no system call filter for {platform.machine()}", hint=_CONTAINER)
         program, _ = self._programs()
         version = _output([program, "--version"]).strip().removeprefix("bubblewrap ")
         if _numbers(version) < _OLDEST:
             raise SandboxUnavailable(
                 f"bubblewrap {version} is too old: it has to be 0.8.0 or newer",
-                hint="install a newer bubblewrap, or use the container sandbox",
+                hint=f"install a newer bubblewrap, or {_CONTAINER}",
             )
         try:
             _output([program, *_ISOLATION.split(), *_usr(), "--proc", "/proc", "--dev", "/dev", "true"])
         except SandboxFailed as error:
             raise SandboxUnavailable(
-                f"no sandbox can be made here: {error.message}", hint=f"{self._remedy()}, or use the container sandbox"
+                f"no sandbox can be made here: {error.message}", hint=f"{self._remedy()}, or {_CONTAINER}"
             ) from error
 
     def start(self, spec: Spec, *, stdin: int, stdout: int, stderr: int) -> Running:
@@ -102,11 +83,11 @@ class Bubblewrap:
             os.chown(spec.home, owner.uid, owner.gid)
         ours, theirs = socket.socketpair()
 
-        def launch() -> subprocess.Popen[bytes]:
+        def launch() -> Stood:
             with theirs, _Descriptors() as descriptors:
                 outer = [program, "--args", str(descriptors.holding(_packed(_arguments(spec, descriptors.holding))))]
                 errors = descriptors.copy(stderr)
-                inner = [python, "-I", "-S", "-B", _FORWARDER, str(theirs.fileno()), str(errors)]
+                inner = [python, "-I", "-S", "-B", FORWARDER, str(theirs.fileno()), str(errors)]
                 complaint, complaining = os.pipe()
                 with open(complaint, "rb") as reader:
                     with open(complaining, "wb") as writer:
@@ -114,11 +95,18 @@ class Bubblewrap:
                         process = _spawn([*outer, "--", *inner], (stdin, stdout, writer.fileno()), passed, owner)
                     theirs.close()
                     _await(process, ours, reader.read)
-                    return process
+                    return Stood(process=process, top=process.pid, control=ours)
 
-        running = Running(launch, ours, spec.limits)
+        try:
+            running = Running(launch, spec.limits)
+        except BaseException:
+            ours.close()
+            raise
         running.go((*_limiting(spec.limits), *spec.command))
         return running
+
+    def clear(self) -> None:
+        """Do nothing: what is inside ends with the thread that started it, however that ends."""
 
     def _programs(self) -> tuple[str, str]:
         """Give the paths of bwrap here and of Python inside."""
@@ -126,13 +114,13 @@ class Bubblewrap:
         if program is None:
             raise SandboxUnavailable(
                 "bubblewrap is not installed",
-                hint="run `sudo apt install bubblewrap` (or your system's like), or use the container sandbox",
+                hint=f"run `sudo apt install bubblewrap` (or your system's like), or {_CONTAINER}",
             )
         python, prlimit = (shutil.which(name, path="/usr/bin:/usr/local/bin") for name in ("python3", "prlimit"))
         if python is None or prlimit is None:
             raise SandboxUnavailable(
                 "the sandbox needs the system's own python3 and prlimit, in /usr",
-                hint="run `sudo apt install python3-minimal util-linux`, or use the container sandbox",
+                hint=f"run `sudo apt install python3-minimal util-linux`, or {_CONTAINER}",
             )
         return program, python
 
@@ -174,7 +162,7 @@ def _arguments(spec: Spec, holding: Callable[[bytes], int]) -> Iterator[str]:
     for name in _ETC.split():
         yield from ("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
     yield from ("--proc", "/proc", "--dev", "/dev")
-    for target, size in _TMPFS_BYTES.items():
+    for target, size in TMPFS_BYTES.items():
         yield from ("--size", str(size), "--perms", "1777", "--tmpfs", target)
     yield from ("--perms", "1777", "--dir", "/var/tmp")  # noqa: S108  # inside
     yield from ("--ro-bind", str(spec.gateway), GATEWAY)
@@ -182,14 +170,14 @@ def _arguments(spec: Spec, holding: Callable[[bytes], int]) -> Iterator[str]:
     yield from ("--ro-bind" if spec.workspace_read_only else "--bind", str(spec.workspace), WORKSPACE)
     for mount in spec.mounts:
         yield from ("--ro-bind" if mount.read_only else "--bind", str(mount.source), mount.target)
-    made = {f"/etc/{name}": data for name, data in _MADE_ETC.items()}
-    made[_FORWARDER] = Path(__file__).with_name("forward.py").read_bytes()
+    made = {f"/etc/{name}": data for name, data in made_etc(uid=1000, gid=1000).items()}
+    made[FORWARDER] = forwarder()
     for target, data in {**made, **spec.files}.items():
         yield from ("--perms", "0444", "--ro-bind-data", str(holding(data)), target)
     # Last, for each mount point above had to be made first.
     for target in ("/run", "/dev", "/"):
         yield from ("--remount-ro", target)
-    for name, value in {**_ENVIRONMENT, **spec.environment}.items():
+    for name, value in {**ENVIRONMENT, **spec.environment}.items():
         yield from ("--setenv", name, value)
     yield from ("--chdir", WORKSPACE)
 
@@ -272,7 +260,7 @@ def _spawn(
 
 def _await(process: subprocess.Popen[bytes], control: socket.socket, complaint: Callable[[], bytes]) -> None:
     """Return when forward.py is ready inside."""
-    control.settimeout(_START_SECONDS)
+    control.settimeout(START_SECONDS)
     try:
         ready = control.recv(1)
     except TimeoutError:
@@ -281,7 +269,7 @@ def _await(process: subprocess.Popen[bytes], control: socket.socket, complaint: 
     if not ready:
         process.kill()
         process.wait()
-        words = complaint().decode(errors="replace").strip() or f"it did not start in {_START_SECONDS} seconds"
+        words = complaint().decode(errors="replace").strip() or f"it did not start in {START_SECONDS} seconds"
         raise SandboxFailed(f"the sandbox did not start: {words}", hint="run `bwrap --version` and see docs/sandbox.md")
 
 

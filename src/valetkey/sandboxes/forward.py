@@ -1,11 +1,16 @@
 """Runs inside a sandbox: passes 127.0.0.1:3128 on to the run's gateway, and runs the command.
 
     python3 -I -S -B forward.py CONTROL STDERR
+    python3 -I -S -B forward.py PATH
 
 CONTROL is the descriptor of a socket to the starter. To it goes one byte when the port is open. From it comes the
 command: four bytes of length, then its words, each ended by NUL. Each byte after that is a signal for the command, and
 the end says that the starter is gone. STDERR is the command's stderr; what is written to descriptor 2 before the
 command runs is the starter's to read.
+
+A container hands no descriptors down: there PATH is the Unix socket of the starter. In front of the command comes a
+message of the same form with the command's whole environment as NAME=VALUE, and with it stdin, stdout and stderr
+(unix(7), SCM_RIGHTS): so what is said passes through no engine, and no variable is kept in the engine's records.
 
 No more of Python than Debian's python3-minimal has: no asyncio, resource, termios or ctypes.
 """
@@ -20,43 +25,73 @@ import time
 
 PORT = 3128
 GATEWAY = "/run/valetkey/gateway.sock"
+INT_BYTES = 4
 TIOCSCTTY = 0x540E  # of asm-generic/ioctls.h, which x86 and ARM use
 
 
 def main() -> None:
     """Open the port, run the command, and end as it ends."""
-    control = socket.socket(fileno=int(sys.argv[1]))
-    errors = int(sys.argv[2])
-    for descriptor in (control.fileno(), errors):
-        os.set_inheritable(descriptor, False)
+    control, descriptors = reached()
     listener = socket.create_server(("127.0.0.1", PORT), backlog=128)
     control.sendall(b"r")
-    command = read_command(control)
+    streams: list[int] = []
+    environment = dict(os.environb)
+    if not descriptors:
+        words, streams = received(control)
+        environment = dict(word.partition(b"=")[::2] for word in words)
+        descriptors = streams[2:]
+    command, _ = received(control)
     # Forked before there is a thread.
     child = os.fork()
     if child == 0:
-        run(command, errors)
-    os.dup2(errors, 2)
+        run(command, environment, streams or [0, 1, *descriptors])
+    os.dup2(descriptors[0], 2)
+    for descriptor in streams:
+        os.close(descriptor)
+    # What is reserved for stacks counts for a limit of memory: 256 KiB are ten times what a copier takes.
+    _thread.stack_size(1 << 18)
     _thread.start_new_thread(obey, (control, child))
     _thread.start_new_thread(serve, (listener,))
-    _, status = os.waitpid(child, 0)
+    ended, status = os.wait()
+    while ended != child:  # the first process of a container gets the orphans of all
+        ended, status = os.wait()
     code = os.waitstatus_to_exitcode(status)
     os._exit(code if code >= 0 else 128 - code)
 
 
-def read_command(control: socket.socket) -> "list[bytes]":
-    """Read the words of the command."""
-    length = int.from_bytes(control.recv(4, socket.MSG_WAITALL), "big")
-    words = control.recv(length, socket.MSG_WAITALL).split(b"\0")[:-1]
-    if not words:
+def reached() -> "tuple[socket.socket, list[int]]":
+    """Give the socket to the starter, and the command's stderr where that has been handed down."""
+    if len(sys.argv) == 2:
+        control = socket.socket(socket.AF_UNIX)
+        control.connect(sys.argv[1])
+        return control, []
+    control, errors = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
+    for descriptor in (control.fileno(), errors):
+        os.set_inheritable(descriptor, False)
+    return control, [errors]
+
+
+def received(control: socket.socket) -> "tuple[list[bytes], list[int]]":
+    """Read one message: its words, and the descriptors that came with it."""
+    head, sent, _, _ = control.recvmsg(
+        4, socket.CMSG_SPACE(3 * INT_BYTES), socket.MSG_WAITALL | socket.MSG_CMSG_CLOEXEC
+    )
+    if len(head) < 4:
         os._exit(1)  # the starter is gone
-    return words
+    numbers = b"".join(data[: len(data) - len(data) % INT_BYTES] for _, _, data in sent)
+    descriptors = [
+        int.from_bytes(numbers[at : at + INT_BYTES], sys.byteorder) for at in range(0, len(numbers), INT_BYTES)
+    ]
+    length = int.from_bytes(head, "big")
+    words = control.recv(length, socket.MSG_WAITALL).split(b"\0")[:-1] if length else []
+    return words, descriptors
 
 
-def run(command: "list[bytes]", errors: int) -> None:
+def run(command: "list[bytes]", environment: "dict[bytes, bytes]", streams: "list[int]") -> None:
     """Become the command, in a session of its own, on the terminal where there is one."""
     try:
-        os.dup2(errors, 2)
+        for target, stream in enumerate(streams):
+            os.dup2(stream, target)
         os.setsid()
         if os.isatty(0):
             fcntl.ioctl(0, TIOCSCTTY, 0)
@@ -66,7 +101,7 @@ def run(command: "list[bytes]", errors: int) -> None:
         # Python ignores these two, and what is ignored stays so across exec.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        os.execvp(command[0], command)  # noqa: S606  # the command is what it is for
+        os.execvpe(command[0], command, environment)  # noqa: S606  # the command is what it is for
     except OSError as error:
         os.write(2, f"{os.fsdecode(command[0])}: {error.strerror}\n".encode(errors="replace"))
     finally:

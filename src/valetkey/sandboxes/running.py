@@ -11,15 +11,29 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from valetkey.sandbox import Limits, Overrun
 
-__all__ = ["Running", "is_above"]
+__all__ = ["Running", "Stood", "is_above"]
 
 # How often the memory is looked at, and how long a command may take to end once its time is over.
 _TICK_SECONDS = 0.1
 _GRACE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stood:
+    """A sandbox that stands and waits for its command.
+
+    `process` is our child, which ends last and with the command's status. `top` is the process whose end is the end of
+    all inside, as the host knows it; it may be the same. `control` is the socket to forward.py.
+    """
+
+    process: subprocess.Popen[bytes]
+    top: int
+    control: socket.socket
 
 
 class Running:
@@ -29,18 +43,18 @@ class Running:
     long as the sandbox does, whatever becomes of the caller's.
     """
 
-    def __init__(self, start: Callable[[], subprocess.Popen[bytes]], control: socket.socket, limits: Limits) -> None:
-        """Call `start` in the new thread; it returns when the sandbox stands. Raises: what it raises.
+    def __init__(self, start: Callable[[], Stood], limits: Limits) -> None:
+        """Call `start` in the new thread; it returns when the sandbox stands, which then waits for `go`.
 
-        `control` is the socket to forward.py, which then waits for `go`.
+        Raises: what `start` raises.
         """
         self._start = start
-        self._control = control
         self._limits = limits
-        self._process: subprocess.Popen[bytes] | None = None
+        self._stood: Stood | None = None
         self._error: BaseException | None = None
         self._overrun: Overrun | None = None
         self._status = 0
+        self._ended = False
         self._handles: list[int] = []
         self._begun = threading.Event()
         self._over = threading.Event()
@@ -51,20 +65,24 @@ class Running:
 
     @property
     def pid(self) -> int:
-        """The host's id of the outermost process."""
-        assert self._process is not None  # noqa: S101  # __init__ has waited for it
-        return self._process.pid
+        """The host's id of the outermost process of the sandbox."""
+        return self._there.top
 
     @property
     def overrun(self) -> Overrun | None:
         """The limit that it was ended for."""
         return self._overrun
 
+    @property
+    def _there(self) -> Stood:
+        assert self._stood is not None  # noqa: S101  # __init__ has waited for it
+        return self._stood
+
     def go(self, command: tuple[str, ...]) -> None:
         """Let the command run."""
         words = b"".join(os.fsencode(word) + b"\0" for word in command)
         with contextlib.suppress(OSError):  # it is over already, as `wait` will say
-            self._control.sendall(len(words).to_bytes(4, "big") + words)
+            self._there.control.sendall(len(words).to_bytes(4, "big") + words)
 
     def wait(self) -> int:
         """Wait until nothing of it is left; give its exit status."""
@@ -74,7 +92,7 @@ class Running:
     def signal(self, number: int) -> None:
         """Send the command's process group a signal."""
         with contextlib.suppress(OSError):
-            self._control.send(bytes([number]))
+            self._there.control.send(bytes([number]))
 
     def stop(self, seconds: float) -> None:
         """Send SIGTERM, after that time SIGKILL to all; return when it is gone."""
@@ -85,35 +103,38 @@ class Running:
 
     def kill(self) -> None:
         """Send SIGKILL to all."""
-        if self._process is not None and not self._over.is_set():
+        if self._stood is not None and not self._ended:
             # The outermost one is enough: the kernel then ends the first one inside, and with it the namespace.
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid, signal.SIGKILL)
+                os.kill(self._stood.top, signal.SIGKILL)
 
     def _live(self) -> None:
         try:
-            self._process = self._start()
+            self._stood = stood = self._start()
             # The first process inside outlives the outermost one by moments: the end is when both have ended.
-            self._handles = [os.pidfd_open(pid) for pid in (self._process.pid, *_children(self._process.pid))]
+            self._handles = [os.pidfd_open(pid) for pid in (stood.top, *_children(stood.top))]
         except BaseException as error:  # handed to the caller's thread
             self._error = error
-            self._control.close()
+            if self._stood is not None:  # it has ended in between
+                self._stood.control.close()
+                self._stood.process.kill()
+                self._stood.process.wait()
             return
         finally:
             self._begun.set()
         try:
-            self._watch(self._process)
+            self._watch(stood)
         finally:
             for handle in self._handles:
                 os.close(handle)
-            self._control.close()
+            stood.control.close()
             self._over.set()
 
-    def _watch(self, process: subprocess.Popen[bytes]) -> None:
+    def _watch(self, stood: Stood) -> None:
         memory, seconds = self._limits.memory_bytes, self._limits.seconds
         deadline = None if seconds is None else time.monotonic() + seconds
         while not _ended(self._handles[0], _patience(deadline, ticking=memory is not None)):
-            if memory is not None and self._overrun is None and is_above(process.pid, memory):
+            if memory is not None and self._overrun is None and is_above(stood.top, memory):
                 self._overrun = "memory"
                 self.kill()
             if deadline is not None and time.monotonic() >= deadline:
@@ -124,7 +145,8 @@ class Running:
                 else:
                     self.kill()
                     deadline = None
-        code = process.wait()
+        self._ended = True
+        code = stood.process.wait()
         for handle in self._handles[1:]:
             _ended(handle, None)
         self._status = code if code >= 0 else 128 - code

@@ -2,17 +2,19 @@
 
 `scripts/seccomp-filter` compiles the table with libseccomp to seccomp.txt, which is checked in: so a user's machine
 needs no libseccomp, and a start no time for it. The filter decides for x86_64 and aarch64; a call by any other
-convention (32-bit, x32) is refused whole, for it would need a table of its own.
+convention (32-bit, x32) is refused whole, for it would need a table of its own. The engines of containers compile the
+same table themselves (`profile`).
 """
 
 from __future__ import annotations
 
 import base64
+import json
 from errno import ENOSYS, EPERM
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-__all__ = ["ARCHITECTURES", "REFUSED", "Condition", "Refusal", "compiled"]
+__all__ = ["ARCHITECTURES", "REFUSED", "Condition", "Refusal", "compiled", "profile"]
 
 # As `uname -m` names them.
 ARCHITECTURES = ("x86_64", "aarch64")
@@ -86,3 +88,30 @@ REFUSED = _refused()
 def compiled() -> bytes:
     """Give the filter as the kernel wants it: an array of `struct sock_filter`."""
     return base64.b64decode(Path(__file__).with_name("seccomp.txt").read_bytes())
+
+
+_TESTS = {"equal": "SCMP_CMP_EQ", "unequal": "SCMP_CMP_NE", "above": "SCMP_CMP_GT", "bits": "SCMP_CMP_MASKED_EQ"}
+
+
+def profile() -> bytes:
+    """Give the table as docker and podman take it: JSON, close to the `seccomp` of the OCI's config-linux.
+
+    Only the machine's own convention of calls is named; a call by any other one then ends the thread.
+    """
+    calls = [
+        {
+            "names": [refusal.call],
+            "action": "SCMP_ACT_ERRNO",
+            "errnoRet": refusal.error,
+            "args": [_argument(condition) for condition in refusal.conditions],
+        }
+        for refusal in REFUSED
+    ]
+    return json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": calls}).encode()
+
+
+def _argument(condition: Condition) -> dict[str, object]:
+    made: dict[str, object] = {"index": condition.argument, "op": _TESTS[condition.test]}
+    # Of bits, the mask comes first.
+    first, second = (condition.mask, condition.value) if condition.test == "bits" else (condition.value, 0)
+    return made | {"value": first, "valueTwo": second}

@@ -65,6 +65,7 @@ class FakeSandbox:
     """
 
     id: str = "plain"
+    own_programs: bool = False
     specs: list[Spec] = field(default_factory=list)
     fault: Exception | None = None
     runs: Callable[[Spec], int] | None = None
@@ -73,6 +74,9 @@ class FakeSandbox:
         """Raise what the test wants."""
         if self.fault is not None:
             raise self.fault
+
+    def clear(self) -> None:
+        """Nothing is left of a run that has no parent any more."""
 
     def start(self, spec: Spec, *, stdin: int, stdout: int, stderr: int) -> Started:
         """Run the command in the workspace."""

@@ -75,6 +75,10 @@ class SandboxSuite:
         with sandbox_place(sandbox) as made:
             yield made
 
+    def mounts(self, place: Place) -> list[str]:
+        """Give the mounts of this machine, of which a sandbox leaves none."""
+        return Path("/proc/self/mountinfo").read_text().splitlines()
+
     @pytest.mark.parametrize(
         ("script", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137)]
     )
@@ -198,13 +202,13 @@ class SandboxSuite:
 
     def test_nothing_is_left_of_it(self, place: Place) -> None:
         word = secrets.token_hex(8)
-        before = Path("/proc/self/mountinfo").read_text()
+        before = self.mounts(place)
         with place.talking(place.spec(PYTHON, "-c", f"{DAEMONS}\ninput()", word)) as (started, talk):
             assert sum(len(talk.recv(1)) for _ in range(30)) == 30
             talk.sendall(b"\n")
             assert started.wait() == 0
             assert processes_with(word) == []
-        assert Path("/proc/self/mountinfo").read_text() == before
+        assert self.mounts(place) == before
 
     def test_nothing_is_left_when_its_starter_is_killed(self, place: Place) -> None:
         word = secrets.token_hex(8)

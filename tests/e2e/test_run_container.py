@@ -1,0 +1,145 @@
+"""`valetkey run --sandbox podman`: a podman of an ordinary user's own, the real gateway, and no credential inside."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from tests.support.command_line import CommandLine
+from tests.support.containers import IMAGE, Podman, ordinary_user, podman_storage
+from tests.support.gateway_process import declare, end, until
+from tests.support.local_server import Answer, LocalServer, Received
+from tests.support.sandboxed import PYTHON
+
+# Of the form of a key, and made at run time.
+KEY = "sk-" + "canary" + os.urandom(12).hex()
+ASK = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:3128/acme/hello').read().decode(), flush=True)"
+
+
+@pytest.fixture(scope="module")
+def own_podman() -> Iterator[Podman]:
+    """Give a podman of whom `valetkey run` is started as."""
+    with ordinary_user() as through, podman_storage(through) as podman:
+        yield podman
+
+
+@pytest.fixture
+def line(own_podman: Podman) -> Iterator[CommandLine]:
+    # Its path is short, so that sockets are in it.
+    with tempfile.TemporaryDirectory(prefix="vk") as folder:
+        (home := Path(folder, "home")).mkdir(mode=0o700)
+        Path(folder, "user").mkdir(mode=0o700)
+        storage = {name: value for name, value in own_podman.environ.items() if name != "HOME"}
+        line = CommandLine(home=home, through=own_podman.through, environ=storage)
+        yield line
+        end(line)
+
+
+@pytest.fixture
+def server() -> Iterator[LocalServer]:
+    def respond(request: Received) -> Answer:
+        return Answer(headers={"content-type": "text/plain"}, body=b"served")
+
+    with LocalServer(respond) as running:
+        yield running
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    return folder
+
+
+def forms(secret: str) -> list[str]:
+    raw = base64.b64encode(secret.encode()).decode()
+    return [secret, raw.rstrip("="), quote(secret, safe=""), secret[::-1]]
+
+
+CONTAINER = ("--sandbox", "podman", "--image", IMAGE)
+
+
+def test_a_command_in_a_container_asks_through_the_gateway_and_has_no_credential(
+    line: CommandLine, server: LocalServer, workspace: Path, own_podman: Podman
+) -> None:
+    declare(line, server.url, key=KEY)
+    everything = "cat /proc/*/environ /proc/*/cmdline | tr '\\0' '\\n'; cat /etc/valetkey/* /proc/mounts; env"
+    script = f'{PYTHON} -c "$ASK"; echo made > made; {everything}; exit 7'
+    words = ("run", *CONTAINER, "--grant", "acme", "--env", f"ASK={ASK}", "--workspace", str(workspace), "--")
+    done = line(*words, "sh", "-c", script, patience_seconds=60)
+    assert (done.status, done.err) == (7, "")
+    assert done.out.startswith("served\n")
+    (request,) = server.calls("/hello")
+    assert request.headers["authorization"] == f"Bearer {KEY}"
+    assert not [form for form in forms(KEY) if form in done.out]
+    assert "SSL_CERT_FILE=/etc/valetkey/ca-bundle.pem" in done.out
+    assert (workspace / "made").stat().st_uid == workspace.stat().st_uid
+    (kept,) = line("runs", "list", "--json").json["runs"]
+    assert (kept["sandbox"], kept["image"], kept["exit_status"]) == ("podman", IMAGE, 7)
+    assert own_podman.containers() == []
+
+
+def test_settings_choose_it_and_a_flag_wins(line: CommandLine, workspace: Path) -> None:
+    settings = {"VALETKEY_RUNS_SANDBOX": "podman", "VALETKEY_RUNS_IMAGE": IMAGE}
+    words = ("--workspace", str(workspace), "--", "sh", "-c", "test -e /run/.containerenv && echo container")
+    assert line("run", *words, environ=settings, patience_seconds=60).out == "container\n"
+    assert line("run", "--sandbox", "bubblewrap", *words, environ=settings, patience_seconds=60).out == ""
+    refused = line("run", "--sandbox", "bubblewrap", "--image", IMAGE, *words)
+    assert (refused.status, "takes no image" in refused.err) == (2, True)
+    refused = line("run", "--sandbox", "podman", *words)
+    assert (refused.status, "--image IMAGE" in refused.err) == (2, True)
+    refused = line("run", *CONTAINER[:3], "localhost/not-there", *words)
+    assert (refused.status, "podman pull localhost/not-there" in refused.err) == (1, True)
+
+
+def test_on_a_terminal_it_has_one_of_its_own(line: CommandLine, workspace: Path) -> None:
+    (workspace / "wait.sh").write_text(
+        "trap 'echo interrupted; exit 3' INT; echo waiting; while :; do sleep 0.05; done"
+    )
+    with line.terminal(
+        "run", *CONTAINER, "--env", "PS1=ready> ", "--workspace", str(workspace), "--", "sh"
+    ) as terminal:
+        terminal.resize(30, 99)
+        terminal.expect("ready> ")
+        terminal.send("stty size; exec sh wait.sh\n")
+        terminal.expect("30 99")
+        terminal.expect("waiting\r\n")
+        terminal.interrupt()
+        terminal.expect("interrupted")
+        assert terminal.end() == 3
+
+
+def test_what_a_run_left_whose_parent_was_killed_is_removed_by_the_next_one(
+    line: CommandLine, workspace: Path, own_podman: Podman
+) -> None:
+    words = ["run", *CONTAINER, "--workspace", str(workspace), "--", "sh", "-c", "echo up; exec sleep 600"]
+    with subprocess.Popen(
+        [*line.through, sys.executable, "-m", "valetkey", *words],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=line.environ,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n"
+            (kept,) = line("runs", "list", "--json").json["runs"]
+            assert len(own_podman.containers()) == 1
+        finally:
+            process.send_signal(signal.SIGKILL)
+    # By itself: its first process sees that the parent is gone.
+    until(lambda: own_podman.containers() == [])
+    # One that would not end by itself, as if that process had been overpowered from inside.
+    limits = [f"--ulimit={name}=256:256" for name in ("nofile", "nproc")]
+    made = own_podman("create", f"--label=valetkey.run={kept['id']}", "--network=none", *limits, IMAGE, "sleep", "600")
+    assert made.returncode == 0, made.stderr
+    assert len(own_podman.containers()) == 1
+    done = line("run", "--workspace", str(workspace), "--", "true")
+    assert (done.status, kept["id"] in done.err) == (0, True)
+    assert own_podman.containers() == []
