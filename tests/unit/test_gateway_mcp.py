@@ -233,7 +233,7 @@ def test_a_call_in_pieces_is_refused_as_well(scene: Scene) -> None:
         (b"hello", ()),
         (b"", ()),
         (b"[]", ()),
-        (gzip.compress(CALL), ("Content-Encoding: gzip",)),
+        (gzip.compress(CALL, mtime=0), ("Content-Encoding: gzip",)),
         (CALL, ("Content-Encoding: br",)),
         (CALL, ("Content-Type: text/plain",)),
         (CALL, ("Content-Type: application/json; charset=utf-7",)),
@@ -355,7 +355,7 @@ def test_an_account_that_is_granted_by_name_too_goes_elsewhere_and_not_to_the_se
 def test_a_list_of_tools_is_filtered(scene: Scene) -> None:
     run = scene.begin()
     assert names_in(scene.ask(run)[2]) == ["read"]
-    scene.reply = answer(gzip.compress(tools("read", "delete")), headers="content-encoding: gzip\r\n")
+    scene.reply = answer(gzip.compress(tools("read", "delete"), mtime=0), headers="content-encoding: gzip\r\n")
     assert names_in(scene.ask(run)[2]) == ["read"]
 
 
