@@ -17,10 +17,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from tests.support.containers import IMAGE, podman_storage
-from tests.support.sandboxed import Place, sandbox_place
 from valetkey.sandboxes import sandbox_for
 from valetkey.sandboxes.container import ISOLATION
 from valetkey.sandboxes.engines import PODMAN
+from valetkey.testing.place import Place, sandbox_place
 
 RUNS = 20
 PLAIN = (

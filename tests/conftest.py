@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.clock import FakeClock
 from tests.support.containers import Podman, podman_storage
 from tests.support.echo import Echo
 from tests.support.gateway_process import kill_what_is_left
@@ -19,6 +17,8 @@ from tests.support.runs import clear
 from tests.support.servers import ApiMock, ModelServer, api_mock, model_server
 from tests.support.tls import CertificateAuthority
 from valetkey.http import HttpClient
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.clock import FakeClock
 from valetkey.testing.environment import foreign
 
 

@@ -17,11 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.clock import FakeClock
 from tests.support.declarations import jwt
-from tests.support.local_server import Answer
-from tests.support.memory_store import MemoryStore
 from valetkey.config import Paths
 from valetkey.credential import Credential, CredentialRef, ExchangedKey, OAuthToken
 from valetkey.flow import EnterFields, OpenBrowser, PendingAuthorization
@@ -32,6 +28,10 @@ from valetkey.login import Logins, poll_until_complete
 from valetkey.pointer import look_up
 from valetkey.provider import AuthMethod, Provider
 from valetkey.providers import BUILT_IN, catalogue
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.clock import FakeClock
+from valetkey.testing.local_server import Answer
+from valetkey.testing.memory_store import MemoryStore
 
 PROVIDERS = [catalogue(Paths(home=Path("/nonexistent"))).get(path.stem) for path in sorted(BUILT_IN.glob("*.toml"))]
 # A source is this machine's, not the provider's; it has tests of its own.

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clock import FakeClock
 from tests.support.gateway import RunningGateway, running_gateway
 from tests.support.rig import faults
 from tests.support.sts import Sts
@@ -24,6 +23,7 @@ from valetkey.errors import EndpointUnavailable
 from valetkey.gateway.runs import BegunRun
 from valetkey.provider import Api, AuthMethod, Parameter, Provider
 from valetkey.providers import catalogue
+from valetkey.testing.clock import FakeClock
 
 # A third party's: tickets that are made out of the account's key and the run's name.
 PACKAGE = """

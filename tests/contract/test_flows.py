@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.clock import START, FakeClock
 from tests.support.declarations import KINDS, flow, method
 from valetkey.credential import ApiKey, Credential, ExchangedKey, OAuthToken, Secret, secrets_of
 from valetkey.errors import (
@@ -22,6 +20,8 @@ from valetkey.errors import (
 from valetkey.flow import AuthFlow, PendingAuthorization
 from valetkey.http import HttpClient
 from valetkey.provider import AuthKind, Parameter
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.clock import START, FakeClock
 from valetkey.testing.suites.flows import FlowCase, FlowSuite
 
 KEY = "sk-" + "k" * 40

@@ -11,11 +11,11 @@ from typing import Literal
 
 import pytest
 
-from tests.support.clock import FakeClock
 from tests.support.gateway import KEY, Raw
 from tests.support.rig import Faults, Rig, check_clean, faults, rig
 from tests.support.upstream import Conversation, answer, requests
 from valetkey.gateway.upstream import IDLE_SECONDS
+from valetkey.testing.clock import FakeClock
 
 Script = Callable[[Conversation], None]
 Ending = Literal["stay", "close", "reset"]

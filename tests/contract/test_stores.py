@@ -9,9 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.clock import FakeClock
 from tests.support.keychain import gnome_keyring
-from tests.support.memory_store import MemoryStore
 from valetkey.config import Paths
 from valetkey.credential import (
     ApiKey,
@@ -27,6 +25,8 @@ from valetkey.stores.keychain import Keychain
 from valetkey.stores.keyfile import KeyFile
 from valetkey.stores.keysource import KeySource
 from valetkey.stores.passphrase import Passphrase
+from valetkey.testing.clock import FakeClock
+from valetkey.testing.memory_store import MemoryStore
 from valetkey.testing.suites.stores import Reopen, StoreSuite
 
 REF = CredentialRef(provider="acme")

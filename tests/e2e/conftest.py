@@ -11,15 +11,15 @@ import pytest
 
 from tests.support.command_line import ORDINARY, CommandLine
 from tests.support.gateway_process import end
-from tests.support.local_server import Answer, LocalServer, Received
 from tests.support.runs import clear
 from tests.support.servers import ApiMock
-from tests.support.serving_gateway import GatewayProcess, serving
 from tests.support.tls import CertificateAuthority
 from tests.support.upstreams import Upstreams, declare
 from tests.support.upstreams import upstreams as running_upstreams
 from tests.support.ways import Access, Reach, Way, access
 from tests.support.workplace import Workplace
+from valetkey.testing.gateway import GatewayProcess, serving
+from valetkey.testing.local_server import Answer, LocalServer, Received
 
 
 @pytest.fixture(scope="session")

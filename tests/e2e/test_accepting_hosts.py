@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_line import CommandLine, api_server
-from tests.support.local_server import LocalServer
+from valetkey.testing.local_server import LocalServer
 
 KEY = "sk-" + "h" * 40
 

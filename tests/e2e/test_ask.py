@@ -20,7 +20,6 @@ from typing import NamedTuple, Self
 
 import pytest
 
-from tests.support.local_server import Answer, LocalServer, Received
 from tests.support.servers import ApiMock, ModelServer
 from valetkey.chat import conversation
 from valetkey.clock import SystemClock
@@ -28,6 +27,7 @@ from valetkey.config import Paths
 from valetkey.credential import ApiKey, CredentialRef, ExchangedKey, OAuthToken, Secret
 from valetkey.store import Record
 from valetkey.stores import open_store
+from valetkey.testing.local_server import Answer, LocalServer, Received
 
 KEY = "sk-" + "e2e9" * 10
 PATIENCE_SECONDS = 60

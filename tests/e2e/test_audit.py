@@ -15,17 +15,17 @@ from typing import Any
 
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.canary import holding
 from tests.support.command_line import CommandLine
 from tests.support.gateway_process import ask, background, declare, end, kill, make_key, until
-from tests.support.local_server import Answer, LocalServer
 from valetkey.audit.recorder import KINDS
 from valetkey.clock import SystemClock
 from valetkey.config import Paths
 from valetkey.credential import CredentialRef, OAuthToken, Secret
 from valetkey.store import Record
 from valetkey.stores import open_store
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.canary import holding
+from valetkey.testing.local_server import Answer, LocalServer
 
 VERIFIER = Path(__file__).parents[2] / "docs" / "verify_audit.py"
 POLICY = """

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.canary import holding
 from tests.support.command_line import CommandLine
 from tests.support.echo import Echo
 from valetkey.clock import SystemClock
 from valetkey.config import Paths
 from valetkey.gateway.authority import Authority
+from valetkey.testing.canary import holding
 
 BIN = Path(sys.executable).parent
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_line import CommandLine, api_server
-from tests.support.local_server import LocalServer
+from valetkey.testing.local_server import LocalServer
 
 KEY = "sk-" + "good1" * 8
 OTHER = "sk-" + "good2" * 8

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.support.command_line import CommandLine
-from tests.support.local_server import Answer, LocalServer, Received, Reply
+from valetkey.testing.local_server import Answer, LocalServer, Received, Reply
 
 # With characters that URL-encoding changes, so that those forms are looked for as well.
 CANARY = "sk-" + "canary/+7" * 5

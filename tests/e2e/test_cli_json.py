@@ -13,8 +13,8 @@ import pytest
 
 from tests.support.command_line import CommandLine
 from tests.support.gateway_process import background
-from tests.support.local_server import Answer, LocalServer, Received
 from valetkey.cli.frame import valetkey as root
+from valetkey.testing.local_server import Answer, LocalServer, Received
 
 KEY = "sk-" + "json1" * 8
 AWS_KEYS = f"access_key_id=AKIA{'A' * 16}\nsecret_access_key={'s' * 40}\n"

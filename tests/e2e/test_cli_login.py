@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_line import CommandLine, Terminal, api_server
-from tests.support.local_server import Answer, Hang, LocalServer, Received, Reply
 from tests.support.oidc_provider import OidcProvider
+from valetkey.testing.local_server import Answer, Hang, LocalServer, Received, Reply
 
 KEY = "sk-" + "good1" * 8
 ENTER = "\r"

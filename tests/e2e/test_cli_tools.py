@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_line import CommandLine, api_server
-from tests.support.local_server import Answer, Drop, LocalServer, Received
 from tests.support.tls import CertificateAuthority
+from valetkey.testing.local_server import Answer, Drop, LocalServer, Received
 
 KEY = "sk-" + "tools1" * 7
 

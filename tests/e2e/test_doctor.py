@@ -26,13 +26,13 @@ from jeepney.io.blocking import open_dbus_connection  # type: ignore[import-unty
 from tests.support.command_line import CommandLine, api_server
 from tests.support.gateway_process import about, kill, until
 from tests.support.keychain import gnome_keyring
-from tests.support.local_server import Answer, LocalServer, Received
 from valetkey import serving
 from valetkey.clock import SystemClock
 from valetkey.config import Paths
 from valetkey.credential import CredentialRef, OAuthToken, Secret
 from valetkey.store import Record
 from valetkey.stores import open_store
+from valetkey.testing.local_server import Answer, LocalServer, Received
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 

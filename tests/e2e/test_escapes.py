@@ -18,8 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.sandboxed import PYTHON, Done, Place, give, on_host, processes_with, sandbox_here, sandbox_place
+from tests.support.sandboxed import on_host, sandbox_here
 from valetkey.sandbox import Limits
+from valetkey.testing.command_line import Done
+from valetkey.testing.place import PYTHON, Place, give, processes_with, sandbox_place
 
 START = """
 import ctypes, errno, os, signal, socket, sys

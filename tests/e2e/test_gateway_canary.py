@@ -14,11 +14,12 @@ from urllib.parse import quote
 import httpx2
 import pytest
 
-from tests.support.command_line import PATIENCE_SECONDS, CommandLine
+from tests.support.command_line import CommandLine
 from tests.support.gateway_process import about, ask, background, declare, end, make_key, until
-from tests.support.local_server import Answer, LocalServer, Received, Reply, Stream
 from valetkey import serving
 from valetkey.gateway.trace import TraceReader
+from valetkey.testing.command_line import PATIENCE_SECONDS
+from valetkey.testing.local_server import Answer, LocalServer, Received, Reply, Stream
 
 PROGRAM = Path(__file__).parents[1] / "support" / "programs" / "asking.py"
 KINDS = ("body", "header", "base64", "quoted", "error", "refusal", "stream", "redirect", "chat/completions")

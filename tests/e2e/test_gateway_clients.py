@@ -20,10 +20,10 @@ import pytest
 
 from tests.support.proofs import assert_credentials_stay
 from tests.support.servers import ApiMock, ModelServer
-from tests.support.serving_gateway import GatewayProcess
 from tests.support.upstreams import Upstreams
 from tests.support.ways import Access, Reach, Way
 from tests.support.workplace import Workplace, node_program, python_program
+from valetkey.testing.gateway import GatewayProcess
 
 PATIENCE_SECONDS = 60
 # Of the answer, and of the proxy's to CONNECT; and what they are for a key that does not count.

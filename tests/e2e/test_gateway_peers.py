@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clock import FakeClock
 from tests.support.crowd import crowd
 from tests.support.gateway import KEY, Raw
 from tests.support.rig import WAYS, Rig, Way, check_clean, faults, rig
 from tests.support.tls import CertificateAuthority
 from tests.support.upstream import Conversation, answer, ordinary, requests
 from valetkey.gateway.server import EngineSettings
+from valetkey.testing.clock import FakeClock
 
 MB = 1024 * 1024
 # What the kernels' buffers, TLS and the gateway's own may hold together; far below what the peers would send.

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import PATIENCE_SECONDS, CommandLine
+from tests.support.command_line import CommandLine
 from tests.support.connect_proxy import ConnectProxy
 from tests.support.gateway_process import about, ask, background, declare, end, make_key, until
 from tests.support.tls import CertificateAuthority
 from tests.support.upstream import Upstream
 from valetkey import serving
+from valetkey.testing.command_line import PATIENCE_SECONDS
 
 HOST = "api.acme.test"
 

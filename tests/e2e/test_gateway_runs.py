@@ -17,18 +17,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.canary import holding, holds
 from tests.support.command_line import CommandLine
 from tests.support.gateway_process import background, declare, kill, until
 from tests.support.gateway_process import end as end_gateway
-from tests.support.local_server import Answer, LocalServer, Received, Reply, Stream
 from tests.support.repositories import create, git_environ
 from tests.support.runs import SocketClient, ask, begin, end, forwarded, opened, ref
-from tests.support.serving_gateway import GatewayProcess
 from tests.support.upstreams import Upstreams
 from tests.support.ways import Access, trusting
 from tests.support.workplace import Workplace
 from valetkey.gateway.runs import BegunRun
+from valetkey.testing.canary import holding, holds
+from valetkey.testing.gateway import GatewayProcess
+from valetkey.testing.local_server import Answer, LocalServer, Received, Reply, Stream
 
 REQUESTS = 1000
 THREADS = 8

@@ -19,11 +19,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.command_line import PATIENCE_SECONDS, CommandLine
+from tests.support.command_line import CommandLine
 from tests.support.gateway_process import about, ask, background, declare, end, kill, make_key, until
 from tests.support.load import load
-from tests.support.local_server import Answer, LocalServer, Received, Reply, Stream
 from valetkey import serving
 from valetkey.clock import SystemClock
 from valetkey.config import Paths
@@ -31,6 +29,9 @@ from valetkey.credential import CredentialRef, Health, OAuthToken, Secret
 from valetkey.gateway.trace import TraceReader
 from valetkey.store import Record, Store
 from valetkey.stores import open_store
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.command_line import PATIENCE_SECONDS
+from valetkey.testing.local_server import Answer, LocalServer, Received, Reply, Stream
 
 ACME = CredentialRef(provider="acme")
 ANSWER = json.dumps({"model": "small", "usage": {"prompt_tokens": 30, "completion_tokens": 20}}).encode()

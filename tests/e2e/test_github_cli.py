@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.canary import holding
 from tests.support.command_line import CommandLine
+from valetkey.testing.canary import holding
 
 FIRST, SECOND = ("gh" + "o_" + letter * 36 for letter in "ab")
 

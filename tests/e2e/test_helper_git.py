@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.canary import holding
 from tests.support.command_line import CommandLine
 from tests.support.git_server import GitServer, git_server
 from tests.support.tls import CertificateAuthority
@@ -20,6 +18,8 @@ from valetkey.config import Paths
 from valetkey.credential import CredentialRef, OAuthToken, Secret
 from valetkey.store import Record
 from valetkey.stores import open_store
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.canary import holding
 
 TOKEN = "gh" + "p_" + "forge0" * 6
 OTHER = "gh" + "p_" + "other1" * 6

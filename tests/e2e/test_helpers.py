@@ -15,11 +15,8 @@ from pathlib import Path
 import botocore.session  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.canary import holding
 from tests.support.command_line import CommandLine
 from tests.support.forking import start_child, wait_for
-from tests.support.local_server import Answer, LocalServer, Received, Reply
 from tests.support.servers import ApiMock
 from tests.support.tls import CertificateAuthority
 from valetkey.cli.fast import fast
@@ -29,6 +26,9 @@ from valetkey.config import Paths
 from valetkey.credential import ApiKey, Credential, CredentialRef, OAuthToken, Secret
 from valetkey.store import Record, Store
 from valetkey.stores import open_store
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.canary import holding
+from valetkey.testing.local_server import Answer, LocalServer, Received, Reply
 
 CLAUDE = Path(__file__).parents[2] / "node_modules" / "@anthropic-ai" / "claude-code-linux-x64" / "claude"
 KEY = "lab-" + "k3y" * 12

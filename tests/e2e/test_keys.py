@@ -10,12 +10,12 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support.clock import FakeClock
 from tests.support.command_line import CommandLine
 from valetkey.config import Paths
 from valetkey.gateway.ring import Ring
 from valetkey.providers import catalogue
 from valetkey.stores import open_store
+from valetkey.testing.clock import FakeClock
 
 KEY = "sk-" + "granted" * 6
 POLICY = 'default = "deny"\n\n[[rule]]\nallow = "GET api.acme.example/v1/**"\n'

@@ -11,8 +11,6 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.support.clock import FakeClock
-from tests.support.memory_store import MemoryStore
 from tests.support.oidc_provider import OidcProvider, oidc_provider
 from valetkey.credential import CredentialRef, ExchangedKey, Identity, OAuthToken
 from valetkey.errors import (
@@ -30,6 +28,8 @@ from valetkey.http import HttpClient
 from valetkey.login import Logins, poll_until_complete
 from valetkey.provider import Api, AuthMethod, Call, Claims, Exchange, Inject, Loopback, Provider, Redirect, Token
 from valetkey.store import Account
+from valetkey.testing.clock import FakeClock
+from valetkey.testing.memory_store import MemoryStore
 
 pytestmark = pytest.mark.anyio
 REF = CredentialRef(provider="oidc")

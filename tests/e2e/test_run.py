@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.command_line import CommandLine
 from tests.support.gateway_process import declare, kill, until
-from tests.support.local_server import Answer, LocalServer, Received
+from valetkey.testing.local_server import Answer, LocalServer, Received
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 # Of the form of a key, and made at run time.

@@ -15,14 +15,15 @@ from typing import Any
 
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.command_line import ORDINARY, PATIENCE_SECONDS, CommandLine
+from tests.support.command_line import ORDINARY, CommandLine
 from tests.support.gateway_process import declare, end, kill, until
-from tests.support.local_server import Answer, LocalServer
 from valetkey.clock import SystemClock
 from valetkey.config import Paths
 from valetkey.credential import CredentialRef, OAuthToken, Secret
 from valetkey.stores import open_store
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.command_line import PATIENCE_SECONDS
+from valetkey.testing.local_server import Answer, LocalServer
 
 KEY = "sk-" + "canary" + os.urandom(12).hex()
 ACCESS = "http://127.0.0.1:3128/valetkey/access"

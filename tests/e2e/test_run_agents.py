@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.agent_runs import Place, asked, placed
-from tests.support.command_line import Done
 from tests.support.front import Door, Target, guarded
 from tests.support.inside import SEARCH, found, let_search
-from tests.support.local_server import LocalServer
 from tests.support.servers import ApiMock
 from tests.support.tls import CertificateAuthority
 from valetkey.clock import SystemClock
@@ -23,6 +21,8 @@ from valetkey.config import Paths
 from valetkey.credential import CredentialRef, Identity, OAuthToken, Secret
 from valetkey.store import Record
 from valetkey.stores import open_store
+from valetkey.testing.command_line import Done
+from valetkey.testing.local_server import LocalServer
 
 
 @pytest.fixture

@@ -15,15 +15,16 @@ from pathlib import Path
 import pytest
 
 from tests.support.aws_tools import put_into
-from tests.support.canary import holding, holds
-from tests.support.command_line import ORDINARY, CommandLine, Done
+from tests.support.command_line import ORDINARY, CommandLine
 from tests.support.connect_proxy import ConnectProxy
 from tests.support.gateway_process import end, kill
 from tests.support.moto_process import Moto, moto
-from tests.support.sandboxed import PYTHON
 from tests.support.sts import Sts
 from tests.support.tls import CertificateAuthority
 from valetkey.clock import SystemClock
+from valetkey.testing.canary import holding, holds
+from valetkey.testing.command_line import Done
+from valetkey.testing.place import PYTHON
 
 HOST = "sts.us-east-1.amazonaws.com"
 ROLE = "arn:aws:iam::123456789012:role/Reader"

@@ -17,8 +17,8 @@ import pytest
 from tests.support.command_line import CommandLine
 from tests.support.containers import IMAGE, Podman, ordinary_user, podman_storage
 from tests.support.gateway_process import declare, end, until
-from tests.support.local_server import Answer, LocalServer, Received
-from tests.support.sandboxed import PYTHON
+from valetkey.testing.local_server import Answer, LocalServer, Received
+from valetkey.testing.place import PYTHON
 
 # Of the form of a key, and made at run time.
 KEY = "sk-" + "canary" + os.urandom(12).hex()

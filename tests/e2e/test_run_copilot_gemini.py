@@ -14,9 +14,9 @@ import pytest
 from tests.support.agent_runs import Place, asked, placed
 from tests.support.front import Door, guarded
 from tests.support.gateway_process import until
-from tests.support.local_server import Answer, LocalServer, Received, Reply
 from tests.support.servers import ApiMock
 from tests.support.tls import CertificateAuthority
+from valetkey.testing.local_server import Answer, LocalServer, Received, Reply
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.support.command_line import CommandLine
 from tests.support.gateway_process import declare, kill, until
-from tests.support.local_server import LocalServer
+from valetkey.testing.local_server import LocalServer
 
 FEW = 8
 FULL = 50 if os.environ.get("VALETKEY_SOAK") else FEW

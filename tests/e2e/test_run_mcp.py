@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from tests.support.agent_runs import Place, asked, placed
-from tests.support.canary import holding, holds
-from tests.support.command_line import ORDINARY, CommandLine, Done
+from tests.support.command_line import ORDINARY, CommandLine
 from tests.support.gateway_process import end
 from tests.support.inside import SEARCH, found, let_search
 from tests.support.mcp_server import Notes, bring_sdk, interpreter, notes_server
 from tests.support.servers import ApiMock
 from tests.support.tls import CertificateAuthority
+from valetkey.testing.canary import holding, holds
+from valetkey.testing.command_line import Done
 
 PATIENCE_SECONDS = 120
 # Speaks to each server of the run: what it offers, and what comes of three calls.

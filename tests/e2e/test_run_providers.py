@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.abroad import OWN_HEADER, Abroad, abroad
-from tests.support.canary import holding, holds
-from tests.support.command_line import ORDINARY, CommandLine, Done
+from tests.support.command_line import ORDINARY, CommandLine
 from tests.support.gateway_process import end
 from tests.support.inside import SEARCH, canary, found, let_search
 from tests.support.repositories import create
@@ -29,6 +28,8 @@ from valetkey.config import Paths
 from valetkey.credential import Credential, CredentialRef, ExchangedKey, Identity, OAuthToken, Secret
 from valetkey.store import Record
 from valetkey.stores import open_store
+from valetkey.testing.canary import holding, holds
+from valetkey.testing.command_line import Done
 
 PATIENCE_SECONDS = 120
 PROGRAMS = Path(__file__).parents[1] / "support" / "programs"

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.gateway_process import until
-from tests.support.sandboxed import PYTHON, Place, sandbox_place
 from valetkey.sandboxes import sandbox_for
 from valetkey.sandboxes.terminal import read_now
+from valetkey.testing.place import PYTHON, Place, sandbox_place
 
 # Runs its arguments in the sandbox of the place, on the terminal that is its stdin; ends with 100 and the status.
 PROGRAM = """

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import PATIENCE_SECONDS, CommandLine
+from tests.support.command_line import CommandLine
 from tests.support.forking import start_child, wait_for
 from tests.support.gateway_process import about, ask, background, declare, end, ended, kill, make_key, until
-from tests.support.local_server import Answer, LocalServer, Received
 from valetkey import serving
+from valetkey.testing.command_line import PATIENCE_SECONDS
+from valetkey.testing.local_server import Answer, LocalServer, Received
 
 NOBODY = 65534
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"

@@ -14,13 +14,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.support.command_line import CommandLine, Done
-from tests.support.local_server import Answer, LocalServer, Received
+from tests.support.command_line import CommandLine
 from tests.support.servers import ApiMock
 from valetkey.clock import SystemClock
 from valetkey.config import Paths
 from valetkey.gateway.keys import Keys
 from valetkey.stores import open_store
+from valetkey.testing.command_line import Done
+from valetkey.testing.local_server import Answer, LocalServer, Received
 
 MODULES = Path(__file__).parents[2] / "node_modules"
 CODEX = next(iter(sorted(MODULES.glob("@openai/codex-*/vendor/*/bin/codex"))), Path("none"))

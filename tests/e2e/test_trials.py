@@ -23,8 +23,6 @@ from typing import Any
 
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.local_server import Answer, Received, Reply
 from tests.support.oidc_provider import OidcProvider, oidc_provider
 from valetkey.clock import SystemClock
 from valetkey.config import Paths
@@ -34,6 +32,8 @@ from valetkey.http import HttpClient
 from valetkey.providers import catalogue
 from valetkey.store import Record, Store
 from valetkey.stores import open_store
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.local_server import Answer, Received, Reply
 
 SOAK = bool(os.environ.get("VALETKEY_SOAK"))
 REF = CredentialRef(provider="acme")

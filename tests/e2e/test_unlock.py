@@ -13,8 +13,8 @@ import pytest
 
 from tests.support.command_line import CommandLine
 from tests.support.gateway_process import about, ask, background, end, make_key, until
-from tests.support.local_server import Answer, LocalServer, Received
 from valetkey import serving
+from valetkey.testing.local_server import Answer, LocalServer, Received
 
 KEY = "sk-" + "locked" * 6
 PASSPHRASE = "correct horse " + "battery staple"

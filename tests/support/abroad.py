@@ -13,9 +13,9 @@ from tests.support.connect_proxy import ConnectProxy
 from tests.support.front import Door, Target, guarded
 from tests.support.git_server import GitServer
 from tests.support.inside import canary
-from tests.support.local_server import Answer, LocalServer, Received, Reply
 from tests.support.servers import ApiMock
 from tests.support.tls import CertificateAuthority
+from valetkey.testing.local_server import Answer, LocalServer, Received, Reply
 
 __all__ = ["OWN_HEADER", "Abroad", "abroad", "token_answer"]
 

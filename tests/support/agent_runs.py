@@ -11,15 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tests.support.canary import holding, holds
-from tests.support.command_line import ORDINARY, CommandLine, Done
+from tests.support.command_line import ORDINARY, CommandLine
 from tests.support.connect_proxy import ConnectProxy
 from tests.support.front import Door, Target, guarded
 from tests.support.gateway_process import end
-from tests.support.local_server import LocalServer, Received, Reply
 from tests.support.servers import ApiMock
 from tests.support.tls import CertificateAuthority
 from tests.support.workplace import packaged_program
+from valetkey.testing.canary import holding, holds
+from valetkey.testing.command_line import Done
+from valetkey.testing.local_server import LocalServer, Received, Reply
 
 __all__ = ["Place", "asked", "placed"]
 

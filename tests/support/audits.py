@@ -11,7 +11,6 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tests.support.clock import FakeClock
 from tests.support.stored import opened
 from valetkey.audit import chain, reader
 from valetkey.audit import verify as ours
@@ -19,6 +18,7 @@ from valetkey.audit.recorder import Audit
 from valetkey.audit.signing import public_key, sign, signing_key
 from valetkey.config import Paths
 from valetkey.errors import AuditBroken
+from valetkey.testing.clock import FakeClock
 
 __all__ = ["MUTATIONS", "Lines", "by_both", "filled", "mutated", "resigned", "separate"]
 

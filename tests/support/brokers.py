@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tests.support.clock import FakeClock
-from tests.support.memory_store import MemoryStore
 from valetkey.broker import Broker
 from valetkey.errors import UnknownProvider
 from valetkey.http import HttpClient
 from valetkey.provider import Provider
 from valetkey.store import Store
+from valetkey.testing.clock import FakeClock
+from valetkey.testing.memory_store import MemoryStore
 
 __all__ = ["Declared", "broker_of"]
 

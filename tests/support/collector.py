@@ -10,7 +10,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from tests.support.local_server import Answer, LocalServer, Received
+from valetkey.testing.local_server import Answer, LocalServer, Received
 
 __all__ = ["Collector", "attributes"]
 

@@ -16,11 +16,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from valetkey.testing.command_line import PATIENCE_SECONDS, Done
+from valetkey.testing.command_line import PATIENCE_SECONDS
 from valetkey.testing.command_line import CommandLine as OwnCommandLine
 from valetkey.testing.local_server import Answer, LocalServer, Received
-
-__all__ = ["ORDINARY", "PATIENCE_SECONDS", "CommandLine", "Done", "Terminal", "api_server"]
 
 # Root starts no run: where the tests run as root, they do this as an ordinary user of a namespace of their own.
 ORDINARY = (

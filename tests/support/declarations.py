@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from tests.support.clock import FakeClock
 from valetkey.flow import AuthFlow
 from valetkey.flows import flow_for
 from valetkey.http import HttpClient
@@ -27,6 +26,7 @@ from valetkey.provider import (
     Source,
     Token,
 )
+from valetkey.testing.clock import FakeClock
 
 __all__ = ["KINDS", "ambient", "flow", "jwt", "method", "provider"]
 

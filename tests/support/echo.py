@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import ssl
 
-from tests.support.local_server import Answer, LocalServer, Received
+from valetkey.testing.local_server import Answer, LocalServer, Received
 
 __all__ = ["Echo"]
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.support.canary import holds
 from tests.support.decisions import PROVIDERS
 from tests.support.gateway import Raw, RunningGateway, running_gateway
 from tests.support.tls import CertificateAuthority
@@ -25,6 +24,7 @@ from valetkey.gateway import grants
 from valetkey.gateway.decide import Grant
 from valetkey.gateway.dial import Dialler
 from valetkey.provider import AuthMethod, Provider
+from valetkey.testing.canary import holds
 
 __all__ = ["Answered", "Everywhere", "answered", "everywhere", "place_of"]
 

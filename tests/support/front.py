@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlencode, urlsplit
 
-from tests.support.local_server import Answer, Received, Relay, Reply, Stream
+from valetkey.testing.local_server import Answer, Received, Relay, Reply, Stream
 
 __all__ = ["Door", "Target", "guarded"]
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from tests.support.brokers import Declared
-from tests.support.memory_store import MemoryStore
 from tests.support.runs import clear
 from valetkey.audit.recorder import Audit
 from valetkey.broker import Broker
@@ -35,6 +34,7 @@ from valetkey.http import HttpClient
 from valetkey.inject import endpoint_hosts, reach
 from valetkey.provider import Api, AuthMethod, Inject, Provider
 from valetkey.store import Record
+from valetkey.testing.memory_store import MemoryStore
 
 __all__ = ["KEY", "Raw", "Rows", "RunningGateway", "acme", "running_gateway"]
 

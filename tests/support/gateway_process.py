@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from tests.support.command_line import PATIENCE_SECONDS, CommandLine
+from tests.support.command_line import CommandLine
 from valetkey import serving
 from valetkey.errors import ValetkeyError
+from valetkey.testing.command_line import PATIENCE_SECONDS
 
 __all__ = [
     "about",

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.local_server import Answer, LocalServer, Received
+from valetkey.testing.local_server import Answer, LocalServer, Received
 
 __all__ = ["GitServer", "git_server"]
 

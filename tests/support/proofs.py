@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from tests.support.local_server import Received
 from tests.support.ways import Access, Service, Way
 from tests.support.workplace import Workplace
+from valetkey.testing.local_server import Received
 
 __all__ = ["assert_credentials_stay", "everything"]
 

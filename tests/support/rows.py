@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support.clock import START
 from valetkey.gateway.row import Row
+from valetkey.testing.clock import START
 
 __all__ = ["row"]
 

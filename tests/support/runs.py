@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.support.command_line import PATIENCE_SECONDS
-from tests.support.relay import relay
 from valetkey import serving
 from valetkey.clock import SystemClock
 from valetkey.config import Paths
@@ -21,6 +19,8 @@ from valetkey.gateway.place import run_folder
 from valetkey.gateway.runs import BegunRun, Runs
 from valetkey.providers import catalogue
 from valetkey.stores import open_store
+from valetkey.testing.command_line import PATIENCE_SECONDS
+from valetkey.testing.relay import relay
 
 __all__ = ["SocketClient", "ask", "begin", "clear", "end", "forwarded", "opened", "ref"]
 

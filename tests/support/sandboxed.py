@@ -1,4 +1,4 @@
-"""Folders for a sandbox and commands in it, valetkey.testing.place, and the same commands outside it."""
+"""Sandboxes by their names, and what is run in them run outside too."""
 
 from __future__ import annotations
 
@@ -11,20 +11,7 @@ from tests.support.containers import IMAGE
 from valetkey.sandbox import Sandbox
 from valetkey.sandboxes import sandbox_for
 from valetkey.testing.command_line import Done
-from valetkey.testing.place import PYTHON, Gateway, Place, ended, give, ordinary, processes_with, sandbox_place
-
-__all__ = [
-    "PYTHON",
-    "Done",
-    "Gateway",
-    "Place",
-    "ended",
-    "give",
-    "on_host",
-    "processes_with",
-    "sandbox_here",
-    "sandbox_place",
-]
+from valetkey.testing.place import PYTHON, ordinary
 
 
 def sandbox_here(name: str, request: pytest.FixtureRequest) -> Sandbox:

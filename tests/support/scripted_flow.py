@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
-from tests.support.clock import FakeClock
 from valetkey.credential import Credential, Identity, OAuthToken, Secret
 from valetkey.errors import PollFailed
 from valetkey.flow import PendingAuthorization
+from valetkey.testing.clock import FakeClock
 
 __all__ = ["ScriptedFlow"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.clock import FakeClock
 from valetkey.config import Paths
 from valetkey.credential import ApiKey, CredentialRef, Secret
 from valetkey.store import Document, Record
@@ -12,6 +11,7 @@ from valetkey.stores import open_store
 from valetkey.stores.keyfile import KeyFile
 from valetkey.stores.keysource import KeySource
 from valetkey.stores.sqlite import SqliteStore
+from valetkey.testing.clock import FakeClock
 
 __all__ = ["CANARY", "fill", "opened", "ref", "secret", "whole"]
 

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Mapping
 from datetime import timedelta
 
-from tests.support.local_server import Answer, Drop, LocalServer, Received, Reply
 from valetkey.clock import Clock
+from valetkey.testing.local_server import Answer, Drop, LocalServer, Received, Reply
 
 __all__ = ["Sts"]
 

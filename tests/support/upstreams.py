@@ -14,10 +14,10 @@ from tests.support.command_line import CommandLine
 from tests.support.connect_proxy import ConnectProxy
 from tests.support.front import Door, Target, guarded
 from tests.support.git_server import GitServer
-from tests.support.local_server import Answer, LocalServer, Received, Reply, Stream
 from tests.support.servers import ApiMock
 from tests.support.tls import CertificateAuthority
 from tests.support.ways import Service
+from valetkey.testing.local_server import Answer, LocalServer, Received, Reply, Stream
 
 __all__ = ["Steps", "Upstreams", "declare", "upstreams"]
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 from tests.support.brokers import Declared
-from tests.support.clock import FakeClock
-from tests.support.memory_store import MemoryStore
 from valetkey.credential import ApiKey, CredentialRef, Secret
 from valetkey.gateway.keys import Keys, ValetKey
 from valetkey.gateway.limits import Limits
@@ -16,6 +14,8 @@ from valetkey.gateway.ring import Ring
 from valetkey.provider import Api, AuthMethod, Inject, Parameter, Provider
 from valetkey.providers import Catalogue
 from valetkey.store import Record, Store
+from valetkey.testing.clock import FakeClock
+from valetkey.testing.memory_store import MemoryStore
 
 __all__ = ["ACME", "WORK", "ZENITH", "Desk", "provider"]
 

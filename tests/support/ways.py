@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal, Protocol, assert_never
 
 from tests.support.front import Door
-from tests.support.local_server import LocalServer
-from tests.support.serving_gateway import GatewayProcess
+from valetkey.testing.gateway import GatewayProcess
+from valetkey.testing.local_server import LocalServer
 
 __all__ = ["Access", "Reach", "Service", "Way", "access", "trusting"]
 

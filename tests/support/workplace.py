@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.canary import holding, holds
 from tests.support.ways import Access
+from valetkey.testing.canary import holding, holds
 
 __all__ = ["Ran", "Workplace", "node_program", "packaged_program", "python_program"]
 

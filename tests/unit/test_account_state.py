@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tests.support.brokers import broker_of
-from tests.support.clock import FakeClock
-from tests.support.memory_store import MemoryStore
 from valetkey import sdk
 from valetkey.credential import ApiKey, CredentialRef, Secret
 from valetkey.errors import UnknownProvider
 from valetkey.provider import Api, AuthMethod, Inject, Provider
 from valetkey.store import Record
+from valetkey.testing.clock import FakeClock
+from valetkey.testing.memory_store import MemoryStore
 
 KEY = "sk-" + "k" * 40
 

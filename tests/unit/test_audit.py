@@ -16,7 +16,6 @@ import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.clock import FakeClock
 from tests.support.forking import in_child
 from valetkey.audit import chain, reader
 from valetkey.audit.recorder import KINDS, Audit, Counted, person, who_of
@@ -24,6 +23,7 @@ from valetkey.audit.verify import verify
 from valetkey.config import Paths
 from valetkey.errors import AuditUnwritable, WrongMode
 from valetkey.log import set_up
+from valetkey.testing.clock import FakeClock
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.clock import FakeClock
 from tests.support.stored import opened
 from valetkey.audit import reader
 from valetkey.audit.recorder import Audit
 from valetkey.audit.signing import public_key, sign, signing_key
 from valetkey.audit.verify import verify
 from valetkey.config import Paths
+from valetkey.testing.clock import FakeClock
 
 WRITERS, ROUNDS = 4, 6
 # Says after each entry that it is durable.

@@ -11,7 +11,6 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.support.audits import MUTATIONS, by_both, filled, mutated, resigned, separate
-from tests.support.clock import FakeClock
 from tests.support.stored import opened
 from valetkey.audit import reader
 from valetkey.audit.ending import verify_end
@@ -21,6 +20,7 @@ from valetkey.audit.signing import sign
 from valetkey.audit.verify import Anchor, lines_of, verify
 from valetkey.config import Paths
 from valetkey.errors import AuditBroken, AuditUnwritable, UsageError
+from valetkey.testing.clock import FakeClock
 
 DOCS = Path(__file__).parents[2] / "docs"
 # 16 of each of the seven ways: 112 spoilt exports.

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clock import FakeClock
 from tests.support.scripted_flow import ScriptedFlow
 from valetkey.broker import Broker
 from valetkey.config import Paths
@@ -36,6 +35,7 @@ from valetkey.http import HttpClient
 from valetkey.provider import Api, AuthMethod, Inject, Parameter, Provider, Token
 from valetkey.store import Intent, Record, Retry, Store
 from valetkey.stores import open_store
+from valetkey.testing.clock import FakeClock
 
 pytestmark = pytest.mark.anyio
 

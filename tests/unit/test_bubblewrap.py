@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.sandboxed import PYTHON, Place, sandbox_place
 from valetkey.errors import SandboxUnavailable
 from valetkey.sandboxes.bubblewrap import Bubblewrap
 from valetkey.sandboxes.running import is_above
+from valetkey.testing.place import PYTHON, Place, sandbox_place
 
 
 @pytest.fixture

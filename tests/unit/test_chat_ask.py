@@ -10,7 +10,6 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support.local_server import Answer, Drop, LocalServer, Received, Reply
 from valetkey.access import Access
 from valetkey.chat.ask import MAX_ANSWER_BYTES, ask, cleaned
 from valetkey.credential import ApiKey, CredentialRef, Secret
@@ -28,6 +27,7 @@ from valetkey.errors import (
 )
 from valetkey.http import HttpClient
 from valetkey.provider import Api, AuthMethod, Inject, Provider, Shape
+from valetkey.testing.local_server import Answer, Drop, LocalServer, Received, Reply
 
 KEY = "sk-" + "old" * 12
 NEW_KEY = "sk-" + "new" * 12

@@ -11,8 +11,6 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support.clock import START, FakeClock
-from tests.support.local_server import Answer, LocalServer
 from valetkey.access import Access
 from valetkey.chat.models import (
     Chosen,
@@ -45,6 +43,8 @@ from valetkey.http import HttpClient
 from valetkey.provider import Api, AuthMethod, Call, Inject, Provider
 from valetkey.store import Document, Store
 from valetkey.stores import open_store
+from valetkey.testing.clock import START, FakeClock
+from valetkey.testing.local_server import Answer, LocalServer
 
 KEY = "sk-" + "a1b2" * 9
 METHOD = AuthMethod(id="api-key", kind="api-key", inject=(Inject(set={"authorization": "Bearer {key}"}),))

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 
 from tests.support import declarations
-from tests.support.clock import FakeClock
-from tests.support.local_server import Answer, LocalServer
-from tests.support.memory_store import MemoryStore
 from valetkey.broker import Broker
 from valetkey.checking import check
 from valetkey.credential import CredentialRef, Health, OAuthToken, Secret
 from valetkey.http import HttpClient
 from valetkey.provider import Provider
 from valetkey.store import Record
+from valetkey.testing.clock import FakeClock
+from valetkey.testing.local_server import Answer, LocalServer
+from valetkey.testing.memory_store import MemoryStore
 
 REF = CredentialRef(provider="test")
 

@@ -7,9 +7,9 @@ from datetime import timedelta
 
 import pytest
 
-from tests.support.clock import START
 from valetkey.chat.ask import cleaned
 from valetkey.cli.output import ago, plain, plain_json, table, until, width_of
+from valetkey.testing.clock import START
 
 
 @pytest.mark.parametrize("width", [20, 40, 80])

@@ -14,12 +14,13 @@ import pytest
 
 from tests.support.containers import IMAGE, NO_PYTHON, Podman
 from tests.support.gateway_process import until
-from tests.support.sandboxed import PYTHON, Gateway, Place, processes_with, sandbox_here, sandbox_place
+from tests.support.sandboxed import sandbox_here
 from valetkey.errors import RunError, SandboxFailed, SandboxUnavailable, UsageError
 from valetkey.sandbox import Limits, Mount
 from valetkey.sandboxes import sandbox_for
 from valetkey.sandboxes.container import Container
 from valetkey.sandboxes.engines import DOCKER, PODMAN, Engine, identity
+from valetkey.testing.place import PYTHON, Gateway, Place, processes_with, sandbox_place
 from valetkey.workspace import Owner
 
 # All of design.md's and agents.md's, for either engine.

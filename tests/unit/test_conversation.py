@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.clock import START, FakeClock
 from valetkey.chat import conversation
 from valetkey.chat.conversation import Conversation
 from valetkey.config import Paths
@@ -19,6 +18,7 @@ from valetkey.dialect import Message
 from valetkey.errors import RecordDamaged, UsageError
 from valetkey.store import Document, Store
 from valetkey.stores import open_store
+from valetkey.testing.clock import START, FakeClock
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.clock import FakeClock
 from tests.support.declarations import BEARER_KEY, REGION, flow, method
 from tests.support.tls import CertificateAuthority
 from valetkey.credential import ApiKey, Fields, Identity, Secret
@@ -29,6 +27,8 @@ from valetkey.errors import (
 from valetkey.flow import AuthFlow, EnterFields
 from valetkey.http import HttpClient
 from valetkey.provider import AuthMethod, Call, Parameter
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.clock import FakeClock
 
 KEY = "sk-" + "x" * 40
 Begin = Callable[..., AuthFlow]

@@ -11,8 +11,6 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.clock import START, FakeClock
 from tests.support.declarations import BEARER_KEY, flow, jwt, method
 from valetkey.credential import ApiKey, Identity, OAuthToken, Secret
 from valetkey.errors import (
@@ -28,6 +26,8 @@ from valetkey.errors import (
 from valetkey.flow import AuthFlow, OpenBrowser, PendingAuthorization
 from valetkey.http import HttpClient
 from valetkey.provider import AuthMethod, CreateKey, Inject, Loopback, Redirect, Token
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.clock import START, FakeClock
 
 CODE = "code-" + "c" * 30
 TOKENS = {"access_token": "at-" + "a" * 40, "refresh_token": "rt-" + "r" * 40, "expires_in": 3600}

@@ -15,14 +15,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.clock import START, FakeClock
 from tests.support.declarations import BEARER_TOKEN, PROJECT, REGION, ambient, flow, method
 from valetkey.credential import Ambient, ApiKey, Identity, Secret
 from valetkey.errors import InvalidParameter, RefreshNotSupported, SourceFailed
 from valetkey.flow import AuthFlow, EnterFields
 from valetkey.http import HttpClient
 from valetkey.provider import AuthMethod, Parameter, Source
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.clock import START, FakeClock
 
 TOKEN = "gho_" + "t" * 36
 Begin = Callable[..., AuthFlow]

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.clock import FakeClock
 from tests.support.declarations import flow, method
 from valetkey.credential import ApiKey, Identity, Secret
 from valetkey.errors import InvalidBaseUrl, InvalidParameter, MissingParameter, ProviderCheckFailed, ValetkeyError
 from valetkey.flow import AuthFlow, EnterFields
 from valetkey.http import HttpClient
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.clock import FakeClock
 
 KEY = "sk-" + "x" * 40
 Begin = Callable[..., AuthFlow]

@@ -8,8 +8,6 @@ from datetime import timedelta
 
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.clock import START, FakeClock
 from tests.support.declarations import flow, method
 from valetkey.credential import OAuthToken, Secret
 from valetkey.errors import (
@@ -29,6 +27,8 @@ from valetkey.flow import AuthFlow, EnterUserCode, PendingAuthorization
 from valetkey.http import HttpClient
 from valetkey.login import poll_until_complete, progress
 from valetkey.provider import AuthMethod, Device, Parameter, Token
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.clock import START, FakeClock
 
 DEVICE_CODE = "dc-" + "d" * 40
 CODES: dict[str, object] = {

@@ -9,8 +9,6 @@ from datetime import timedelta
 
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.clock import START, FakeClock
 from tests.support.declarations import flow, method
 from valetkey.credential import ExchangedKey, Identity, OAuthToken, Secret
 from valetkey.errors import CompletionFailed, PollFailed, RefreshFailed, RefreshRejected, ValetkeyError
@@ -18,6 +16,8 @@ from valetkey.flow import AuthFlow, PendingAuthorization
 from valetkey.http import HttpClient
 from valetkey.login import poll_until_complete
 from valetkey.provider import AuthMethod, Exchange
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.clock import START, FakeClock
 
 ACCESS_TOKEN = "gho_" + "g" * 36
 KEY = "tid=abc;exp=1;proxy-ep=x." + "k" * 20

@@ -9,12 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
 from tests.support.brokers import broker_of
-from tests.support.clock import FakeClock
 from tests.support.command_line import CommandLine
 from tests.support.declarations import flow, provider
-from tests.support.memory_store import MemoryStore
 from valetkey.credential import CredentialRef, Health, OAuthToken, Secret
 from valetkey.errors import InitiationFailed, InvalidProvider, RefreshFailed, UnclearAnswer, ValetkeyError
 from valetkey.flow import AuthFlow
@@ -23,6 +20,9 @@ from valetkey.http import HttpClient
 from valetkey.method_choice import choose_method
 from valetkey.provider import AuthMethod, Inject, Loopback, Provider, Redirect
 from valetkey.sdk import logins
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.clock import FakeClock
+from valetkey.testing.memory_store import MemoryStore
 from valetkey.testing.suites import FlowCase, FlowSuite
 
 DOCS = (Path(__file__).parents[2] / "docs" / "providers.md").read_text(encoding="utf-8")

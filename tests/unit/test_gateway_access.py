@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from tests.support.clock import SteppedClock
 from tests.support.gateway import KEY, RunningGateway, running_gateway
 from tests.support.rig import faults
 from tests.support.upstream import Upstream
@@ -28,6 +27,7 @@ from valetkey.gateway.approvals import Pending
 from valetkey.gateway.runs import BegunRun
 from valetkey.provider import Provider
 from valetkey.store import Document
+from valetkey.testing.clock import SteppedClock
 
 PATH = "/valetkey/access"
 POLICY = 'default = "deny"\n[[rule]]\nreason = "models only"\nallow = "GET {host}/models"\n'

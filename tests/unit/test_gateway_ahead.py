@@ -10,8 +10,6 @@ from datetime import timedelta
 import pytest
 
 from tests.support.brokers import Declared
-from tests.support.clock import FakeClock
-from tests.support.memory_store import MemoryStore
 from tests.support.scripted_flow import ScriptedFlow
 from valetkey.broker import Broker
 from valetkey.credential import ApiKey, Credential, CredentialRef, Health, OAuthToken, Secret
@@ -21,6 +19,8 @@ from valetkey.gateway.ahead import LONGEST_SECONDS, SHORTEST_SECONDS, Ahead
 from valetkey.http import HttpClient
 from valetkey.provider import Api, AuthMethod, Inject, Provider
 from valetkey.store import Record
+from valetkey.testing.clock import FakeClock
+from valetkey.testing.memory_store import MemoryStore
 
 pytestmark = pytest.mark.anyio
 

@@ -9,12 +9,12 @@ from datetime import timedelta
 
 import pytest
 
-from tests.support.clock import START, FakeClock, SteppedClock
 from valetkey.credential import CredentialRef
 from valetkey.errors import AuditUnwritable, UnknownApproval
 from valetkey.gateway.approvals import Approvals, Outcome
 from valetkey.gateway.decide import Client, Forward, Hold, Matched
 from valetkey.gateway.normal import Target
+from valetkey.testing.clock import START, FakeClock, SteppedClock
 
 pytestmark = pytest.mark.anyio
 

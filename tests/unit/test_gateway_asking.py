@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from tests.support.clock import SteppedClock
 from tests.support.gateway import KEY, Raw, RunningGateway, acme, running_gateway
 from tests.support.upstream import Upstream, Whole, answer, ordinary
 from valetkey.errors import UnknownApproval
 from valetkey.gateway.approvals import MOST, MOST_OF_A_CLIENT, Pending, Settled
 from valetkey.gateway.limits import Limits
+from valetkey.testing.clock import SteppedClock
 
 POLICY = """
 default = "allow"

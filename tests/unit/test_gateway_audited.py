@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from tests.support.audits import by_both
-from tests.support.clock import FakeClock
 from tests.support.gateway import Raw, acme, running_gateway
 from tests.support.rows import row
 from tests.support.stored import opened
@@ -22,6 +21,7 @@ from valetkey.errors import AuditError, StoreError
 from valetkey.gateway.answers import _HINTS
 from valetkey.gateway.approvals import Pending
 from valetkey.gateway.audited import NO_DENIALS, Audited
+from valetkey.testing.clock import FakeClock
 
 
 @pytest.fixture

@@ -17,8 +17,6 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from tests.support.canary import holding
-from tests.support.clock import FakeClock
 from tests.support.forking import in_child, start_child, wait_for
 from tests.support.handshakes import handshake
 from valetkey.clock import Clock, SystemClock
@@ -26,6 +24,8 @@ from valetkey.config import Paths
 from valetkey.errors import AuthorityBroken, InvalidBaseUrl, WrongMode
 from valetkey.gateway.authority import Authority
 from valetkey.gateway.certificates import authority_name
+from valetkey.testing.canary import holding
+from valetkey.testing.clock import FakeClock
 
 pytestmark = pytest.mark.anyio
 

@@ -9,8 +9,8 @@ from datetime import timedelta
 
 import pytest
 
-from tests.support.clock import FakeClock
 from valetkey.gateway.contexts import Contexts, Minted
+from valetkey.testing.clock import FakeClock
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clock import FakeClock
 from tests.support.gateway import KEY, acme, running_gateway
 from tests.support.rig import WAYS, Way, rig
 from tests.support.upstream import Conversation, Upstream, answer, requests
@@ -25,6 +24,7 @@ from valetkey.gateway.limits import Limits
 from valetkey.gateway.scrub import Needles, Scrubber
 from valetkey.gateway.server import EngineSettings
 from valetkey.gateway.upstream import UpstreamConnection
+from valetkey.testing.clock import FakeClock
 
 
 def posted(token: str, body: bytes, path: str = "/acme/chat/completions") -> bytes:

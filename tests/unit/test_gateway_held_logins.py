@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.clock import SteppedClock
 from tests.support.gateway import KEY, Raw, running_gateway
 from tests.support.rig import faults
 from tests.support.upstream import Conversation, Upstream, answer, requests
@@ -20,6 +18,8 @@ from valetkey.errors import UsageError
 from valetkey.gateway.approvals import MOST_OF_A_CLIENT, Pending
 from valetkey.gateway.runs import BegunRun
 from valetkey.gateway.server import EngineSettings
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.clock import SteppedClock
 
 HOLD = 180.0
 REQUEST = b"POST /acme/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nabc"

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-from tests.support.clock import START
-from tests.support.memory_store import MemoryStore
 from tests.support.stored import opened
 from tests.support.valet_keys import ACME, WORK, ZENITH, Desk, provider
 from valetkey.credential import CredentialRef, Secret
@@ -31,6 +29,8 @@ from valetkey.gateway.keys import ValetKey, base_urls, read_count, read_expiry
 from valetkey.gateway.limits import Limits
 from valetkey.provider import AuthMethod
 from valetkey.store import Document
+from valetkey.testing.clock import START
+from valetkey.testing.memory_store import MemoryStore
 
 NEARBY = CredentialRef(provider="nearby")
 POLICY = 'default = "deny"\n[[rule]]\nallow = "GET api.acme.example/**"\n'

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clock import START, FakeClock
 from tests.support.gateway import Raw
 from tests.support.rig import Rig, rig
 from tests.support.upstream import Conversation, Whole, answer, ordinary, requests
 from valetkey.gateway.limits import Limits
+from valetkey.testing.clock import START, FakeClock
 
 USAGE = {"prompt_tokens": 30, "completion_tokens": 12}
 

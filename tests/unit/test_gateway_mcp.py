@@ -15,10 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.clock import FakeClock
 from tests.support.gateway import Raw, RunningGateway, running_gateway
-from tests.support.local_server import Answer
 from tests.support.rig import faults
 from tests.support.tls import CertificateAuthority
 from tests.support.upstream import Conversation, Upstream, Whole, answer, requests
@@ -33,6 +30,9 @@ from valetkey.gateway.runs import BegunRun
 from valetkey.mcp import Relayed, Transport
 from valetkey.mcp_pins import Pins
 from valetkey.provider import Api, AuthMethod, Inject, Provider
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.clock import FakeClock
+from valetkey.testing.local_server import Answer
 
 ACME = CredentialRef(provider="acme")
 STREAM = b"HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clock import FakeClock
 from valetkey.config import load
 from valetkey.credential import ApiKey, CredentialRef, Health, Secret
 from valetkey.errors import NotForThisUse, NotLoggedIn, StoreLocked, UnknownApproval
@@ -16,6 +15,7 @@ from valetkey.gateway.keys import Keys
 from valetkey.gateway.operating import Operating, Parts
 from valetkey.gateway.process import assembled
 from valetkey.store import Record
+from valetkey.testing.clock import FakeClock
 
 pytestmark = pytest.mark.anyio
 

@@ -14,10 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.clock import FakeClock
 from tests.support.gateway import KEY, Raw, RunningGateway, running_gateway
-from tests.support.local_server import Answer
 from tests.support.rig import Faults, faults
 from tests.support.upstream import Conversation, Upstream, Whole, answer, requests
 from valetkey.access import Access
@@ -26,6 +23,9 @@ from valetkey.credential import Ambient, ApiKey, CredentialRef, Health, OAuthTok
 from valetkey.gateway.credentials import Credentials
 from valetkey.gateway.decide import Client
 from valetkey.provider import Api, AuthMethod, Inject, Provider, Source
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.clock import FakeClock
+from valetkey.testing.local_server import Answer
 
 ACME = CredentialRef(provider="acme")
 ANYBODY = Client(id="k", kind="key", grants=())

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.memory_store import MemoryStore
 from tests.support.stored import opened
 from tests.support.valet_keys import ACME, WORK, ZENITH, Desk, provider, providers
 from valetkey.credential import CredentialRef
@@ -22,6 +21,7 @@ from valetkey.gateway.policy import GRANTED_ALONE
 from valetkey.gateway.ring import LiveKey, Ring
 from valetkey.provider import AuthMethod
 from valetkey.store import Document, Record
+from valetkey.testing.memory_store import MemoryStore
 
 NEARBY = CredentialRef(provider="nearby")
 TENANTED = CredentialRef(provider="tenanted")

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from tests.support.clock import START, FakeClock
 from tests.support.handshakes import handshake
-from tests.support.memory_store import LockableStore
+from tests.support.lockable_store import LockableStore
 from tests.support.runs import clear
 from tests.support.valet_keys import ACME, BEARER, WORK, ZENITH, Desk, provider
 from valetkey.clock import SystemClock
@@ -28,6 +27,7 @@ from valetkey.gateway.place import LONGEST, run_folder
 from valetkey.gateway.runs import BegunRun, Runs
 from valetkey.provider import Api, AuthMethod, Parameter, Provider, Sandbox
 from valetkey.store import Document, Record
+from valetkey.testing.clock import START, FakeClock
 
 CLAUDE = CredentialRef(provider="subscribed")
 CONSOLE = CredentialRef(provider="console")

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clock import START
 from tests.support.gateway import KEY, Raw, RunningGateway, acme, running_gateway
-from tests.support.memory_store import LockableStore
+from tests.support.lockable_store import LockableStore
 from tests.support.rig import faults
 from tests.support.tls import CertificateAuthority
 from tests.support.upstream import Upstream
@@ -29,6 +28,7 @@ from valetkey.gateway.runs import BegunRun
 from valetkey.gateway.server import EngineSettings
 from valetkey.provider import Api, AuthMethod, Inject, Provider, Sandbox
 from valetkey.store import Document
+from valetkey.testing.clock import START
 
 WORK = "sk-" + "work" + os.urandom(12).hex()
 FOREIGN = "sk-" + "attacker" + os.urandom(8).hex()

@@ -10,17 +10,17 @@ import httpx2
 import pytest
 
 from tests.support import declarations
-from tests.support.authorization_server import AuthorizationServer
 from tests.support.brokers import broker_of
-from tests.support.clock import FakeClock
-from tests.support.local_server import Answer, LocalServer, Received
-from tests.support.memory_store import MemoryStore
 from valetkey import sdk
 from valetkey.broker import Broker
 from valetkey.credential import ApiKey, Credential, CredentialRef, OAuthToken, Secret
 from valetkey.errors import HostsNotAccepted, NotLoggedIn, UnknownProvider
 from valetkey.provider import AuthKind
 from valetkey.store import Record
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.clock import FakeClock
+from valetkey.testing.local_server import Answer, LocalServer, Received
+from valetkey.testing.memory_store import MemoryStore
 
 pytestmark = pytest.mark.anyio
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clock import START
 from valetkey.credential import ApiKey, ExchangedKey, Fields, OAuthToken, Secret
 from valetkey.errors import ImportFailed, UnknownProvider, UsageError
 from valetkey.imports import Found, Reading, source
 from valetkey.provider import Api, AuthMethod, CreateKey, Exchange, Parameter, Provider
+from valetkey.testing.clock import START
 
 KEY = "sk-" + "mesh1" * 8
 

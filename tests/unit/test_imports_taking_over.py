@@ -7,9 +7,6 @@ from dataclasses import replace
 import pytest
 
 from tests.support import declarations
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.clock import FakeClock
-from tests.support.memory_store import MemoryStore
 from valetkey.broker import Broker
 from valetkey.credential import CredentialRef, OAuthToken, Secret
 from valetkey.errors import ProviderFault
@@ -17,6 +14,9 @@ from valetkey.http import HttpClient
 from valetkey.imports import Found
 from valetkey.imports.taking_over import take_over
 from valetkey.provider import Call, Provider
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.clock import FakeClock
+from valetkey.testing.memory_store import MemoryStore
 
 REF = CredentialRef(provider="test")
 

@@ -10,11 +10,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.clock import FakeClock
 from tests.support.declarations import ambient, jwt, method, provider
-from tests.support.local_server import Answer
-from tests.support.memory_store import MemoryStore
 from valetkey.clock import SystemClock
 from valetkey.credential import Ambient, ApiKey, CredentialRef, ExchangedKey, Health, Identity, OAuthToken, Secret
 from valetkey.errors import (
@@ -37,6 +33,10 @@ from valetkey.http import HttpClient
 from valetkey.login import Logins, poll_until_complete
 from valetkey.provider import AuthMethod, Loopback, Provider, Redirect
 from valetkey.store import Account, Record
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.clock import FakeClock
+from valetkey.testing.local_server import Answer
+from valetkey.testing.memory_store import MemoryStore
 
 KEY = "sk-" + "k" * 40
 TOKENS = {"access_token": "at-" + "a" * 40, "refresh_token": "rt-" + "r" * 40, "expires_in": 3600}

@@ -7,14 +7,14 @@ from datetime import timedelta
 import pytest
 
 from tests.support import declarations
-from tests.support.authorization_server import AuthorizationServer
 from tests.support.brokers import broker_of
-from tests.support.clock import FakeClock
-from tests.support.memory_store import MemoryStore
 from valetkey import sdk
 from valetkey.broker import Broker
 from valetkey.credential import CredentialRef, OAuthToken, Secret
 from valetkey.store import Record
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.clock import FakeClock
+from valetkey.testing.memory_store import MemoryStore
 
 pytestmark = pytest.mark.anyio
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.clock import FakeClock
-from tests.support.memory_store import MemoryStore
 from valetkey.errors import RecordDamaged
 from valetkey.mcp_pins import Pins, canonical, fingerprint
 from valetkey.store import Document
+from valetkey.testing.clock import FakeClock
+from valetkey.testing.memory_store import MemoryStore
 
 URL = "https://mcp.example/mcp"
 

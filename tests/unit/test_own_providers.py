@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clock import FakeClock
 from tests.support.command_line import api_server
-from tests.support.local_server import Answer, LocalServer
 from valetkey import sdk
 from valetkey.broker import Broker, open_broker
 from valetkey.chat.models import Chosen, default_model, set_default_model
 from valetkey.credential import CredentialRef
 from valetkey.errors import BuiltInProvider, InvalidBaseUrl, InvalidParameter, ProviderCheckFailed, UnknownProvider
+from valetkey.testing.clock import FakeClock
+from valetkey.testing.local_server import Answer, LocalServer
 
 pytestmark = pytest.mark.anyio
 

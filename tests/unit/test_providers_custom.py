@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.local_server import Answer, Drop, LocalServer, Received, Reply
 from valetkey.config import Paths
 from valetkey.credential import ApiKey, Secret
 from valetkey.errors import (
@@ -31,6 +30,7 @@ from valetkey.provider import DialectId
 from valetkey.providers import catalogue
 from valetkey.providers.custom import declare, name_to_id, normalise, remove
 from valetkey.providers.probing import Answering, check, models_request, probe_dialects
+from valetkey.testing.local_server import Answer, Drop, LocalServer, Received, Reply
 
 # --- names -----------------------------------------------------------------------------------
 

@@ -14,9 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.clock import FakeClock
 from tests.support.gateway import Raw, RunningGateway, running_gateway
-from tests.support.memory_store import MemoryStore
 from tests.support.rig import faults
 from tests.support.sts import Sts
 from valetkey.audit.recorder import Audit
@@ -28,6 +26,8 @@ from valetkey.gateway.limits import Limits
 from valetkey.gateway.policy import GRANTED_ALONE, Policy
 from valetkey.gateway.runs import BegunRun, policy_of
 from valetkey.providers import catalogue
+from valetkey.testing.clock import FakeClock
+from valetkey.testing.memory_store import MemoryStore
 
 REF = CredentialRef(provider="aws")
 ROLE = "arn:aws:iam::123456789012:role/Reader"

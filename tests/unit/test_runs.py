@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clock import FakeClock
-from tests.support.plain_sandbox import PlainSandbox
 from valetkey.agent import Prepared, Served
 from valetkey.audit.recorder import Audit
 from valetkey.config import Paths
@@ -34,7 +32,9 @@ from valetkey.runs.parent import watch
 from valetkey.runs.record import Records, Run, save
 from valetkey.sandbox import Limits, Mount
 from valetkey.stores.locks import try_lock_file
+from valetkey.testing.clock import FakeClock
 from valetkey.testing.granting import CERTIFICATE, FakeGranting
+from valetkey.testing.sandbox import FakeSandbox
 
 ACME, WORK = CredentialRef(provider="acme", account="default"), CredentialRef(provider="acme", account="work")
 
@@ -47,7 +47,7 @@ class Place:
         self.records = Records(self.paths, clock)
         self.audit = Audit(self.paths, clock)
         self.granting = FakeGranting(at=folder / "sockets")
-        self.sandbox = PlainSandbox()
+        self.sandbox = FakeSandbox()
         self.workspace = folder / "workspace"
         self.workspace.mkdir()
 

@@ -17,8 +17,6 @@ import httpx2
 import pytest
 
 import valetkey
-from tests.support.clock import FakeClock
-from tests.support.local_server import Answer, Drop, LocalServer, Received, Reply
 from valetkey.broker import Broker, open_broker
 from valetkey.config import Paths
 from valetkey.credential import ApiKey, CredentialRef, Health, OAuthToken, Secret
@@ -38,6 +36,8 @@ from valetkey.http import HttpClient
 from valetkey.store import Record
 from valetkey.stores import open_store
 from valetkey.stores.keyfile import KeyFile
+from valetkey.testing.clock import FakeClock
+from valetkey.testing.local_server import Answer, Drop, LocalServer, Received, Reply
 
 OLD, NEW = "tok-" + "old1" * 8, "tok-" + "new1" * 8
 REFRESH = "ref-" + "esh1" * 8

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clock import FakeClock
 from tests.support.stored import fill, opened, ref, secret, whole
 from valetkey.config import Paths
 from valetkey.credential import ApiKey, Secret
@@ -19,6 +18,7 @@ from valetkey.stores.keyfile import KeyFile
 from valetkey.stores.keysource import KeySource, sources
 from valetkey.stores.passphrase import Passphrase
 from valetkey.stores.rekey import rekey
+from valetkey.testing.clock import FakeClock
 
 WORDS = Secret("correct horse battery staple")
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clock import FakeClock
 from tests.support.forking import KILLED, Killer, in_child, start_child, wait_for
 from tests.support.stored import fill, opened, ref, secret, whole
 from valetkey.config import Paths
@@ -27,6 +26,7 @@ from valetkey.stores.keysource import KeySource, sources
 from valetkey.stores.passphrase import Passphrase
 from valetkey.stores.rekey import change_source, rekey
 from valetkey.stores.sqlite import SqliteStore
+from valetkey.testing.clock import FakeClock
 
 SOAK = bool(os.environ.get("VALETKEY_SOAK"))
 COUNTER = CredentialRef(provider="acme", account="counter")

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.clock import START
 from valetkey.credential import CredentialRef, ExchangedKey, OAuthToken, Secret
 from valetkey.errors import RecordDamaged
 from valetkey.store import Record
 from valetkey.stores.payload import payload_of, read_payload, time_from, time_to
+from valetkey.testing.clock import START
 
 GRANT = OAuthToken(method="device", access_token=Secret("canary-at"), issued_at=START)
 RECORD = Record(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clock import START
 from tests.support.stored import fill, opened, ref, secret
 from valetkey.config import Paths
 from valetkey.credential import CredentialRef, Health, OAuthToken, Secret
@@ -21,6 +20,7 @@ from valetkey.stores.payload import time_from
 from valetkey.stores.quick import quick_record
 from valetkey.stores.rekey import change_source, rekey
 from valetkey.stores.sqlite import SqliteStore
+from valetkey.testing.clock import START
 
 REF = CredentialRef(provider="acme", account="work")
 

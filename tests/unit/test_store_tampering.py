@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clock import START
 from tests.support.stored import CANARY, opened
 from valetkey.credential import ApiKey, CredentialRef, OAuthToken, Secret
 from valetkey.errors import RecordDamaged, StoreError, ValetkeyError
@@ -21,6 +20,7 @@ from valetkey.store import Document, Record
 from valetkey.stores.check import check
 from valetkey.stores.quick import quick_record
 from valetkey.stores.sqlite import SqliteStore
+from valetkey.testing.clock import START
 
 MUTATIONS = int(os.environ.get("VALETKEY_MUTATIONS") or ("100000" if os.environ.get("VALETKEY_SOAK") else "10000"))
 ONE = CredentialRef(provider="acme", account="one")

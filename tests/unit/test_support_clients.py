@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.support.canary import holding, holds
 from tests.support.front import Door, Target, guarded
-from tests.support.local_server import Answer, LocalServer, Received, Stream
+from valetkey.testing.canary import holding, holds
+from valetkey.testing.local_server import Answer, LocalServer, Received, Stream
 
 BASIC = "Basic " + base64.b64encode(b"x-access-token:k").decode()
 

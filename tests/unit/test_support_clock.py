@@ -6,8 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from tests.support.clock import START, FakeClock
 from valetkey.clock import Clock
+from valetkey.testing.clock import START, FakeClock
 
 
 def test_advancing_moves_both_clocks_and_jumping_only_the_wall() -> None:

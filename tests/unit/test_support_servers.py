@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
 from tests.support.echo import Echo
 from tests.support.tls import CertificateAuthority
 from valetkey.errors import TlsFailed, Unreachable
 from valetkey.http import HttpClient, Response
+from valetkey.testing.authorization_server import AuthorizationServer
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 
-from tests.support.clock import START
 from tests.support.collector import Collector, attributes
-from tests.support.local_server import Hang, LocalServer
 from tests.support.rows import row
 from valetkey.errors import ConfigError, GatewayFailed
 from valetkey.gateway.row import Row
 from valetkey.gateway.telemetry import telemetry
+from valetkey.testing.clock import START
+from valetkey.testing.local_server import Hang, LocalServer
 
 
 def exported(*rows: Row) -> list[Span]:

@@ -11,7 +11,6 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support.clock import FakeClock
 from valetkey import testing
 from valetkey.agent import Served
 from valetkey.audit.recorder import Audit
@@ -22,6 +21,7 @@ from valetkey.runs.launch import Ready, Wanted, ready
 from valetkey.runs.record import Records
 from valetkey.sandbox import Spec
 from valetkey.testing import FakeAgent, FakeGranting, FakeSandbox, assert_no_canary
+from valetkey.testing.clock import FakeClock
 
 KIT = Path(testing.__file__).parent
 ACCOUNT = CredentialRef(provider="acme")

@@ -12,7 +12,6 @@ import httpx2
 import pytest
 
 from tests.support.brokers import broker_of
-from tests.support.clock import FakeClock
 from valetkey.broker import Broker
 from valetkey.config import Paths
 from valetkey.credential import Health, OAuthToken
@@ -22,6 +21,7 @@ from valetkey.providers import catalogue
 from valetkey.providers.reader import read
 from valetkey.sdk import logins
 from valetkey.testing import FakeProvider, RunningProvider
+from valetkey.testing.clock import FakeClock
 
 pytestmark = pytest.mark.anyio
 

@@ -10,8 +10,6 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support.authorization_server import AuthorizationServer
-from tests.support.clock import START, FakeClock
 from tests.support.declarations import flow, jwt, method, provider
 from valetkey.credential import ApiKey, OAuthToken, Secret
 from valetkey.errors import RefreshFailed, RefreshRejected, UnclearAnswer
@@ -28,6 +26,8 @@ from valetkey.flows.token_endpoint import (
 )
 from valetkey.http import HttpClient, Response
 from valetkey.provider import AuthMethod, Token
+from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.clock import START, FakeClock
 
 REFRESH_TOKEN = "rt-" + "r" * 40
 

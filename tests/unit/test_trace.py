@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clock import START, FakeClock
 from tests.support.rows import row
 from valetkey.errors import TraceTooNew, TraceUnreadable
 from valetkey.gateway.trace import Row, Trace, TraceReader
+from valetkey.testing.clock import START, FakeClock
 
 NOW = START.timestamp()
 DAY = 86400
@@ -361,7 +361,7 @@ def test_rows_are_dropped_where_no_file_can_be_and_that_is_told_once(
 _FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from tests.support.clock import FakeClock
+from valetkey.testing.clock import FakeClock
 from tests.support.rows import row
 from valetkey.gateway.trace import Trace, TraceReader
 

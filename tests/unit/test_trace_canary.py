@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
-from tests.support.clock import FakeClock
 from tests.support.collector import Collector
 from tests.support.rows import row
 from valetkey import log
@@ -18,6 +17,7 @@ from valetkey.gateway.metrics import Metrics
 from valetkey.gateway.row import Row
 from valetkey.gateway.telemetry import telemetry
 from valetkey.gateway.trace import Trace, TraceReader
+from valetkey.testing.clock import FakeClock
 
 # With what URL-encoding, JSON and base64 change; and one that only looks like a key, which nobody has made known.
 KNOWN = 'canary/+7"é ' * 4 + "end"

@@ -12,9 +12,6 @@ import pytest
 
 from tests.support import declarations
 from tests.support.brokers import broker_of
-from tests.support.clock import FakeClock
-from tests.support.local_server import Answer, LocalServer, Received
-from tests.support.memory_store import MemoryStore
 from tests.support.tls import CertificateAuthority
 from valetkey.access import Access
 from valetkey.account_state import AccountState
@@ -27,6 +24,9 @@ from valetkey.httpx_auth import AccountAuth
 from valetkey.inject import endpoint_hosts, headers_for, reach
 from valetkey.provider import Api, AuthMethod, Call, Claims, Inject, Parameter, Provider, When
 from valetkey.store import Record
+from valetkey.testing.clock import FakeClock
+from valetkey.testing.local_server import Answer, LocalServer, Received
+from valetkey.testing.memory_store import MemoryStore
 
 pytestmark = pytest.mark.anyio
 

@@ -1,4 +1,4 @@
-"""A store in this process, valetkey.testing.memory_store, and one that can be locked."""
+"""A store that can be locked, in this process."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from valetkey.errors import StoreLocked
-from valetkey.testing.memory_store import MemoryLock, MemoryStore
-
-__all__ = ["LockableStore", "MemoryLock", "MemoryStore"]
+from valetkey.testing.memory_store import MemoryStore
 
 
 class LockableStore(MemoryStore):

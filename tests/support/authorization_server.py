@@ -1,5 +1,0 @@
-"""An authorization server that misbehaves on order: see valetkey.testing.authorization_server."""
-
-from valetkey.testing.authorization_server import AuthorizationServer
-
-__all__ = ["AuthorizationServer"]
