@@ -342,3 +342,14 @@ def test_a_package_brings_an_agent_of_its_own(tmp_path: Path, monkeypatch: pytes
         sys.modules.pop("their_agent", None)
     assert agent_for("nobody") is None
     assert agent_for("../x") is None
+
+
+def test_an_agent_that_two_packages_ship_is_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("their_agent", "other_agent"):
+        package = tmp_path / f"{name}-1.dist-info"
+        package.mkdir()
+        (package / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        (package / "entry_points.txt").write_text(f"[valetkey.agents]\ntheirs = {name}:Theirs\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BrokenAgent, match="other_agent, their_agent"):
+        agent_for("theirs")

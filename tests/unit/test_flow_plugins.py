@@ -39,7 +39,9 @@ class Flow:
 """
 
 
-def ship(site: Path, code: str, *, kind: str = "acme-badge", package: str = "acme_flows") -> None:
+def ship(
+    site: Path, code: str, *, kind: str = "acme-badge", package: str = "acme_flows", group: str = "valetkey.flows"
+) -> None:
     """Install a package with one module, whose `Flow` or `BadgeFlow` is this kind."""
     module = site / package
     module.mkdir(parents=True)
@@ -48,7 +50,7 @@ def ship(site: Path, code: str, *, kind: str = "acme-badge", package: str = "acm
     about.mkdir()
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
     name = "BadgeFlow" if "class BadgeFlow" in code else "Flow"
-    (about / "entry_points.txt").write_text(f"[valetkey.flows]\n{kind} = {package}:{name}\n")
+    (about / "entry_points.txt").write_text(f"[{group}]\n{kind} = {package}:{name}\n")
 
 
 @pytest.fixture
@@ -240,3 +242,23 @@ def test_doctor_names_what_is_there_and_what_is_broken(site: Path, home: Path) -
     (failed,) = [f for f in done.json["findings"] if not f["ok"]]
     assert failed["subject"] == "flow not-there"
     assert "other/badge" in failed["error"]["message"]
+
+
+def test_doctor_names_endpoints_and_agents_of_packages(site: Path, home: Path) -> None:
+    ship(site, "raise RuntimeError", kind="acme-keys", package="acme_keys", group="valetkey.endpoints")
+    ship(site, "raise RuntimeError", kind="acme-coder", package="acme_coder", group="valetkey.agents")
+    line = CommandLine(home=home, environ={"PYTHONPATH": str(site)})
+    done = line("doctor", "--offline")
+    assert (done.status, done.err) == (0, "")
+    assert "endpoints of packages: acme-keys (acme_keys); agents of packages: acme-coder (acme_coder)" in done.out
+    home.mkdir(mode=0o700, exist_ok=True)
+    api = '[api]\nbase_url = "https://api.acme.example"\nhosts = ["api.acme.example"]\n'
+    line.declare("acme", f'{api}[[auth]]\nid = "key"\nkind = "api-key"\nendpoint = "acme-keys"\n')
+    ship(site, "raise RuntimeError", kind="claude", package="false_claude", group="valetkey.agents")
+    done = line("doctor", "--offline", "--json")
+    failed = {f["subject"]: f["error"]["message"] for f in done.json["findings"] if not f["ok"]}
+    assert done.status == 12
+    assert failed == {
+        "endpoint acme-keys": "the endpoint acme-keys could not be loaded: RuntimeError",
+        "agent claude": "false_claude ships the agent claude, which is built in and stays so",
+    }

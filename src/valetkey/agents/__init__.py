@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 
 from valetkey.agent import Agent, Login
 from valetkey.errors import BrokenAgent
-from valetkey.packages import any_bring
+from valetkey.packages import Group
 
-__all__ = ["BUILT_IN", "GROUP", "agent_for", "chosen"]
+__all__ = ["BROUGHT", "BUILT_IN", "agent_for", "chosen"]
 
-GROUP = "valetkey.agents"
+BROUGHT = Group(name="valetkey.agents", what="agent", broken=BrokenAgent)
 # Imported when it is asked for: most commands are about no agent.
 BUILT_IN = {
     "claude": "valetkey.agents.claude:Claude",
@@ -23,25 +22,8 @@ BUILT_IN = {
 
 def agent_for(id: str) -> Agent | None:
     """Give the agent of this id, None where there is none. Raises: BrokenAgent for one of a package."""
-    if id in BUILT_IN:
-        module, _, name = BUILT_IN[id].partition(":")
-        found: Agent = getattr(importlib.import_module(module), name)()
-        return found
-    if not id.replace("-", "").isalnum() or not any_bring(GROUP):
-        return None
-    # Loading it takes longer than all the rest here.
-    from importlib.metadata import entry_points
-
-    for entry in entry_points(group=GROUP, name=id):
-        try:
-            made: Agent = entry.load()()
-        except Exception as error:  # a plugin is anybody's code
-            raise BrokenAgent(
-                f"the agent {id} could not be loaded: {type(error).__name__}",
-                hint="update or uninstall the package that ships it",
-            ) from error
-        return made
-    return None
+    found: Agent | None = BROUGHT.made(id, BUILT_IN)
+    return found
 
 
 def chosen(agent: Agent, logins: Sequence[Login]) -> tuple[Login | None, int]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from valetkey import agents, endpoints
 from valetkey.doctor.finding import Finding, Parts, looked
 from valetkey.errors import StoreUnwritable, ValetkeyError, WrongMode
+from valetkey.flows import package_flows, package_problems
+from valetkey.provider import Provider
 
 __all__ = ["audit", "home", "key", "providers", "settings", "store"]
 
@@ -45,21 +48,40 @@ def settings(parts: Parts) -> Iterator[Finding]:
 
 def providers(parts: Parts) -> Iterator[Finding]:
     """Read every declaration, and what packages bring."""
-    from valetkey.flows import package_flows, package_problems
-
-    problems = parts.catalogue.problems
+    problems, found = parts.catalogue.problems, parts.catalogue.all()
     for problem in problems:
         yield Finding(layer="providers", subject=problem.path, error=problem.error)
-    for kind, error in package_problems(parts.catalogue.all()):
-        yield Finding(layer="providers", subject=f"flow {kind}", error=error)
-    overridden = [p.id for p in parts.catalogue.all() if p.override]
-    plugins = [p.id for p in parts.catalogue.all() if p.origin == "plugin"]
-    notices = [f"in place of the built-in one: {', '.join(overridden)}"] if overridden else []
-    notices += [f"from plugins: {', '.join(plugins)}"] if plugins else []
-    flows = package_flows()
-    notices += [f"flows of packages: {', '.join(f'{kind} ({package})' for kind, package in flows)}"] if flows else []
+    for subject, error in _broken_packages(found):
+        yield Finding(layer="providers", subject=subject, error=error)
+    notices = {
+        "in place of the built-in one": [p.id for p in found if p.override],
+        "from plugins": [p.id for p in found if p.origin == "plugin"],
+        "flows of packages": _named(package_flows()),
+        "endpoints of packages": _named(endpoints.BROUGHT.installed()),
+        "agents of packages": _named(agents.BROUGHT.installed()),
+    }
+    notice = "; ".join(f"{what}: {', '.join(names)}" for what, names in notices.items() if names)
     count = len(parts.catalogue.ids()) - len(problems)
-    yield Finding(layer="providers", subject="declarations", detail=f"{count} usable", notice="; ".join(notices))
+    yield Finding(layer="providers", subject="declarations", detail=f"{count} usable", notice=notice)
+
+
+def _broken_packages(providers: Sequence[Provider]) -> Iterator[tuple[str, ValetkeyError]]:
+    """Give what is wrong with packages' code: (flow, endpoint or agent, error). What a declaration names is loaded."""
+    for kind, problem in package_problems(providers):
+        yield f"flow {kind}", problem
+    for name, problem in endpoints.BROUGHT.taken(endpoints.BUILT_IN):
+        yield f"endpoint {name}", problem
+    for name in sorted({method.endpoint for p in providers for method in p.auth if method.endpoint}):
+        try:
+            endpoints.endpoint_for(name)
+        except ValetkeyError as error:
+            yield f"endpoint {name}", error
+    for name, problem in agents.BROUGHT.taken(agents.BUILT_IN):
+        yield f"agent {name}", problem
+
+
+def _named(shipped: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"{name} ({package})" for name, package in shipped]
 
 
 def store(parts: Parts) -> Iterator[Finding]:

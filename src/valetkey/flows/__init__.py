@@ -11,7 +11,7 @@ from valetkey.credential import DEFAULT_ACCOUNT
 if TYPE_CHECKING:
     from valetkey.clock import Clock
     from valetkey.credential import Credential, Identity
-    from valetkey.errors import InvalidProvider
+    from valetkey.errors import ValetkeyError
     from valetkey.flow import AuthFlow
     from valetkey.flows.loopback import Listener
     from valetkey.http import HttpClient
@@ -82,10 +82,10 @@ def package_flows() -> list[tuple[str, str]]:
     """Give kind and package of the flows that packages ship under `valetkey.flows`. None is loaded."""
     from valetkey.flows import plugins
 
-    return plugins.installed()
+    return plugins.BROUGHT.installed()
 
 
-def package_problems(providers: Iterable[Provider]) -> list[tuple[str, InvalidProvider]]:
+def package_problems(providers: Iterable[Provider]) -> list[tuple[str, ValetkeyError]]:
     """Give what is wrong with packages' flows: (kind, error). Those that these providers name are loaded."""
     from valetkey.flows import plugins
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import EntryPoint, entry_points
 
 from valetkey.credential import Credential, Identity
 from valetkey.errors import (
@@ -19,11 +18,12 @@ from valetkey.errors import (
 )
 from valetkey.flow import AuthFlow, PendingAuthorization
 from valetkey.flows.context import Context
+from valetkey.packages import Group
 from valetkey.provider import BUILT_IN_KINDS, AuthMethod, Provider
 
-__all__ = ["GROUP", "PackageFlow", "installed", "problems"]
+__all__ = ["BROUGHT", "PackageFlow", "problems"]
 
-GROUP = "valetkey.flows"
+BROUGHT = Group(name="valetkey.flows", what="flow", broken=InvalidProvider)
 
 
 class _Unfit(Exception):
@@ -119,14 +119,9 @@ class PackageFlow:
         raise _Unfit("it gave no credential of this login")
 
 
-def installed() -> list[tuple[str, str]]:
-    """Give name and package of every flow that is shipped, without loading one."""
-    return sorted((entry.name, _package(entry)) for entry in entry_points(group=GROUP))
-
-
-def problems(providers: Iterable[Provider]) -> list[tuple[str, InvalidProvider]]:
+def problems(providers: Iterable[Provider]) -> list[tuple[str, ValetkeyError]]:
     """Give what is wrong with packages' flows: (its name, error). Loads those that a declaration names."""
-    found = [(name, _taken(name, package)) for name, package in installed() if name in BUILT_IN_KINDS]
+    found = BROUGHT.taken(BUILT_IN_KINDS)
     for provider in providers:
         for method in provider.auth:
             if method.built_in_kind is None:
@@ -138,45 +133,11 @@ def problems(providers: Iterable[Provider]) -> list[tuple[str, InvalidProvider]]
 
 
 def _load(provider: Provider, method: AuthMethod) -> Callable[[Context], AuthFlow]:
-    kind = method.kind
-    entries = list(entry_points(group=GROUP, name=kind))
-    if not entries:
+    make = BROUGHT.load(method.kind, provider=provider.id)
+    if make is None:
         raise InvalidProvider(
-            f"{provider.id}/{method.id} needs the flow {kind}, which no installed package ships",
+            f"{provider.id}/{method.id} needs the flow {method.kind}, which no installed package ships",
             hint="install the package that ships it beside Valetkey, or correct `kind`",
             provider=provider.id,
         )
-    if len(entries) > 1:
-        # Which of them would get the credentials is nothing to guess.
-        raise InvalidProvider(
-            f"the flow {kind} is shipped by several packages: {', '.join(sorted(map(_package, entries)))}",
-            hint="uninstall all but one of them",
-            provider=provider.id,
-        )
-    try:
-        make = entries[0].load()
-    except Exception as error:  # as above
-        raise InvalidProvider(
-            f"the flow {kind} of {provider.id} could not be loaded: {type(error).__name__}",
-            hint=f"update or uninstall {_package(entries[0])}",
-            provider=provider.id,
-        ) from error
-    if not callable(make):
-        raise InvalidProvider(
-            f"the flow {kind} of {provider.id} is nothing that can be called",
-            hint=f"update or uninstall {_package(entries[0])}",
-            provider=provider.id,
-        )
-    made: Callable[[Context], AuthFlow] = make
-    return made
-
-
-def _taken(name: str, package: str) -> InvalidProvider:
-    return InvalidProvider(
-        f"{package} ships a flow called {name}, which is built in and stays so",
-        hint=f"uninstall {package}, or ask its author for another name",
-    )
-
-
-def _package(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist is not None else entry.value
+    return make

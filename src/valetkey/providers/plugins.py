@@ -7,40 +7,28 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-from valetkey.errors import InvalidProvider
-from valetkey.packages import any_bring
+from valetkey.errors import InvalidProvider, ValetkeyError
+from valetkey.packages import Group
 
-__all__ = ["GROUP", "declared"]
+__all__ = ["declared"]
 
-GROUP = "valetkey.providers"
+BROUGHT = Group(name="valetkey.providers", what="plugin", broken=InvalidProvider)
 
 
-def declared() -> tuple[list[Path], list[tuple[str, InvalidProvider]]]:
+def declared() -> tuple[list[Path], list[tuple[str, ValetkeyError]]]:
     """Give the TOML files of all plugins, and the plugins that failed: (name, error).
 
     An entry point names a package whose folder has TOML files, a folder, a file, a list of these, or a function that
     gives one of them.
     """
-    if not any_bring(GROUP):
-        return [], []
-    # Loading importlib.metadata takes longer than reading a declaration.
-    from importlib.metadata import entry_points
-
     found: list[Path] = []
-    failed: list[tuple[str, InvalidProvider]] = []
-    for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name):
+    failed: list[tuple[str, ValetkeyError]] = []
+    for entry in BROUGHT.entries():
         try:
             found.extend(_paths(entry.load()))
         except Exception as error:  # a plugin is anybody's code: whatever it raises disables only itself
-            failed.append((entry.value, _failure(entry.name, error)))
+            failed.append((entry.value, BROUGHT.failure(entry, error)))
     return found, failed
-
-
-def _failure(name: str, error: Exception) -> InvalidProvider:
-    return InvalidProvider(
-        f"the plugin {name} could not be loaded: {type(error).__name__}",
-        hint="update or uninstall the package that ships it",
-    )
 
 
 def _paths(target: object) -> Iterable[Path]:
