@@ -219,7 +219,7 @@ def test_a_link_that_a_run_left_in_its_home_leads_no_file_out_of_it(place: Place
     outside.mkdir()
     shutil.rmtree(home / left)
     (home / left).symlink_to(outside)
-    with pytest.raises(HomeUnusable, match="cannot be written"):
+    with pytest.raises(HomeUnusable, match="cannot be used"):
         place.ready("it", home_of=first.run.id)
     assert list(outside.rglob("*")) == []
     assert place.granting.granted == [first.run.id], "what was begun is taken back"

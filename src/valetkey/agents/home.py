@@ -1,4 +1,4 @@
-"""Reads and writes an agent's home from outside. What ran there may have left links, pipes or folders in any place."""
+"""Reads and writes a run's home from outside. What ran there may have left links, pipes or folders in any place."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ def read(home: Path, name: str) -> bytes | None:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _unusable(home / name) from error
-    if content is None or len(content) > _LARGEST_BYTES:
-        raise _unusable(home / name)
+            raise _unusable(home / name, str(error.strerror)) from error
+    if content is None:
+        raise _unusable(home / name, "it is no file")
+    if len(content) > _LARGEST_BYTES:
+        raise _unusable(home / name, "it is too large")
     return content
 
 
 def write(home: Path, name: str, content: bytes) -> None:
     """Put a file below the home, 0600, in place of whatever has the name; folders on the way are made, 0700.
 
-    Raises: HomeUnusable for a folder of that name, and for what is no folder on the way there.
+    Raises: HomeUnusable, for a folder of that name, and for what is no folder on the way there.
     """
-    last, fresh = PurePath(name).name, f".{secrets.token_hex(8)}"
+    fresh = f".{secrets.token_hex(8)}"
     with _folder(home, name, make=True) as at:
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=at)
         try:
+            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=at)
             with open(descriptor, "wb") as file:
                 file.write(content)
-            os.replace(fresh, last, src_dir_fd=at, dst_dir_fd=at)
-        except BaseException as error:
+            os.replace(fresh, PurePath(name).name, src_dir_fd=at, dst_dir_fd=at)
+        except OSError as error:
             with suppress(FileNotFoundError):
                 os.unlink(fresh, dir_fd=at)
-            if isinstance(error, IsADirectoryError):
-                raise _unusable(home / name) from error
-            raise
+            raise _unusable(home / name, str(error.strerror)) from error
 
 
 def state(home: Path, name: str) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def state(home: Path, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise HomeUnusable(f"{home / name} cannot be read", hint="begin a new run, without --resume")
+        raise _unusable(home / name, "it is no JSON object")
     return found
 
 
@@ -129,13 +129,11 @@ def _folder(home: Path, name: str, *, make: bool) -> Iterator[int | None]:
                     with suppress(FileExistsError):
                         os.mkdir(part, 0o700, dir_fd=at)
                 at = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
-            except FileNotFoundError:
-                if make:
-                    raise
-                at = None
-                break
             except OSError as error:
-                raise _unusable(home / name) from error
+                if isinstance(error, FileNotFoundError) and not make:
+                    at = None
+                    break
+                raise _unusable(home / name, str(error.strerror)) from error
             stack.callback(os.close, at)
         yield at
 
@@ -160,5 +158,5 @@ def _first_line(at: int, name: str) -> bytes:
     return b""
 
 
-def _unusable(path: Path) -> HomeUnusable:
-    return HomeUnusable(f"{path} is not what an agent keeps there", hint="begin a new run, without --resume")
+def _unusable(path: Path, why: str) -> HomeUnusable:
+    return HomeUnusable(f"{path} cannot be used: {why}", hint="begin a new run, without --resume")

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import assert_never
 
 from valetkey.agent import McpServer
 from valetkey.mcp import Local, Relayed, Server
 from valetkey.sandbox import ADDRESS, AGENT_HOME
 
-__all__ = ["ADDRESS", "BUNDLE", "CERTIFICATE", "MCP", "PATH", "environment", "files", "mcp_file", "mcp_servers"]
+__all__ = [
+    "ADDRESS",
+    "BUNDLE",
+    "CERTIFICATE",
+    "MCP",
+    "PATH",
+    "divided",
+    "environment",
+    "files",
+    "mcp_file",
+    "mcp_servers",
+]
 
 CERTIFICATE, BUNDLE = "/etc/valetkey/ca.pem", "/etc/valetkey/ca-bundle.pem"
 # The servers in the form that most clients of MCP read, for what is no agent that we know.
@@ -18,6 +29,8 @@ MCP = "/etc/valetkey/mcp.json"
 # What they would say of this machine and person is nothing that a credential hangs on.
 _KEPT = ("TERM", "COLORTERM", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "NO_COLOR")
 PATH = "/usr/local/bin:/usr/bin:/bin"
+# In a path that an account declares: in the home, and behind what another account has there.
+_IN_HOME, _ADDED = "~/", "+"
 # Programs that read a bundle of authorities in place of the system's.
 _BUNDLE_VARIABLES = (
     "SSL_CERT_FILE",
@@ -48,6 +61,23 @@ def environment(
 def files(certificate: bytes, system: bytes) -> dict[str, bytes]:
     """Give the files that those variables name: the run's authority alone, and with the system's."""
     return {CERTIFICATE: certificate, BUNDLE: system.rstrip() + b"\n" + certificate}
+
+
+def divided(wanted: Iterable[Mapping[str, str]]) -> tuple[dict[str, str], dict[str, bytes]]:
+    """Give the files for the home, by their paths in it, and those for the sandbox, out of what each account declares.
+
+    The first one counts, and behind it what is added (a path that ends in `+`).
+    """
+    texts: dict[str, str] = {}
+    for declarations in wanted:
+        for declared, text in declarations.items():
+            path = declared.removesuffix(_ADDED)
+            if path not in texts:
+                texts[path] = text
+            elif path != declared:
+                texts[path] += f"\n{text}"
+    in_home = {path.removeprefix(_IN_HOME): text for path, text in texts.items() if path.startswith(_IN_HOME)}
+    return in_home, {path: text.encode() for path, text in texts.items() if not path.startswith(_IN_HOME)}
 
 
 def mcp_servers(servers: Sequence[Server]) -> tuple[McpServer, ...]:

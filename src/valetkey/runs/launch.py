@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Protocol
 
 from valetkey.agent import McpServer, Prepared, Served
+from valetkey.agents import home as homes
 from valetkey.audit.recorder import Audit, person
 from valetkey.credential import CredentialRef
 from valetkey.errors import RunError, UsageError
 from valetkey.mcp import Server
 from valetkey.provider import DialectId
 from valetkey.providers import Catalogue
-from valetkey.runs.environment import ADDRESS, PATH, environment, files, mcp_file, mcp_servers
-from valetkey.runs.files import divided, write_below
+from valetkey.runs.environment import ADDRESS, PATH, divided, environment, files, mcp_file, mcp_servers
 from valetkey.runs.order import Order
 from valetkey.runs.record import Records, Run
 from valetkey.sandbox import Limits, Mount, Sandbox, Spec
@@ -162,7 +162,7 @@ def ready(
         begun = granting.begin(run.id, wanted)
         put, declared = divided(begun.files[ref] for ref in wanted.grants if ref in begun.files)
         for path, text in put.items():
-            write_below(records.home(run), path, text.encode())
+            homes.write(records.home(run), path, text.encode())
         servers = mcp_servers(wanted.servers)
         prepared = _prepared(wanted, begun, records.home(run), servers)
         spec = Spec(
