@@ -6,43 +6,23 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.support.command_line import ORDINARY, CommandLine
-from tests.support.gateway_process import declare, end, kill, until
+from tests.support.command_line import CommandLine
+from tests.support.gateway_process import declare, kill, until
 from valetkey.clock import SystemClock
 from valetkey.config import Paths
 from valetkey.credential import CredentialRef, OAuthToken, Secret
 from valetkey.stores import open_store
 from valetkey.testing.authorization_server import AuthorizationServer
 from valetkey.testing.command_line import PATIENCE_SECONDS
-from valetkey.testing.local_server import Answer, LocalServer
+from valetkey.testing.local_server import LocalServer
 
 KEY = "sk-" + "canary" + os.urandom(12).hex()
 ACCESS = "http://127.0.0.1:3128/valetkey/access"
-
-
-@pytest.fixture
-def line() -> Iterator[CommandLine]:
-    # Its path is short, so that sockets are in it.
-    with tempfile.TemporaryDirectory(prefix="vk") as folder:
-        (home := Path(folder, "home")).mkdir(mode=0o700)
-        line = CommandLine(home=home, through=ORDINARY)
-        yield line
-        end(line)
-
-
-@pytest.fixture
-def server() -> Iterator[LocalServer]:
-    with LocalServer(lambda request: Answer(headers={"content-type": "text/plain"}, body=b"served")) as running:
-        yield running
 
 
 class Inside:

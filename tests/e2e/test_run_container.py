@@ -17,7 +17,7 @@ import pytest
 from tests.support.command_line import CommandLine
 from tests.support.containers import IMAGE, Podman, ordinary_user, podman_storage
 from tests.support.gateway_process import declare, end, until
-from valetkey.testing.local_server import Answer, LocalServer, Received
+from valetkey.testing.local_server import LocalServer
 from valetkey.testing.place import PYTHON
 
 # Of the form of a key, and made at run time.
@@ -42,15 +42,6 @@ def line(own_podman: Podman) -> Iterator[CommandLine]:
         line = CommandLine(home=home, through=own_podman.through, environ=storage)
         yield line
         end(line)
-
-
-@pytest.fixture
-def server() -> Iterator[LocalServer]:
-    def respond(request: Received) -> Answer:
-        return Answer(headers={"content-type": "text/plain"}, body=b"served")
-
-    with LocalServer(respond) as running:
-        yield running
 
 
 @pytest.fixture

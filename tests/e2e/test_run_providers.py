@@ -192,16 +192,6 @@ def nothing_received(place: Place) -> None:
 
 
 @pytest.fixture
-def line() -> Iterator[CommandLine]:
-    # Its path is short, so that sockets are in it.
-    with tempfile.TemporaryDirectory(prefix="vk") as folder:
-        (home := Path(folder, "home")).mkdir(mode=0o700)
-        line = CommandLine(home=home, through=ORDINARY)
-        yield line
-        end(line)
-
-
-@pytest.fixture
 def workspace(tmp_path: Path) -> Path:
     (folder := tmp_path / "project").mkdir()
     let_search(folder)

@@ -36,17 +36,6 @@ def line(home: Path) -> Iterator[CommandLine]:
     end(line)
 
 
-@pytest.fixture
-def server() -> Iterator[LocalServer]:
-    """An API that answers whatever it is asked with what key it got."""
-
-    def respond(request: Received) -> Answer:
-        return Answer(headers={"content-type": "text/plain"}, body=b"served")
-
-    with LocalServer(respond) as running:
-        yield running
-
-
 def foreground(line: CommandLine, *words: str, **more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "valetkey", "serve", *words],
