@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -18,7 +17,7 @@ from valetkey.errors import RecordDamaged
 from valetkey.mcp import Tool
 from valetkey.store import Document, Store
 
-__all__ = ["Pin", "Pins", "Seen", "canonical", "fingerprint"]
+__all__ = ["Pin", "Pins", "Seen", "fingerprint"]
 
 _KIND = "mcp-pins"
 _FORMAT = 1
@@ -32,7 +31,7 @@ _MOST_TOOLS = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """A tool as a server told it: the SHA-256 of its canonical JSON, and its description for a person to read."""
+    """A tool as a server told it: the SHA-256 of its JSON, and its description for a person to read."""
 
     hash: str
     description: str
@@ -74,7 +73,7 @@ class Pins:
     def compare(self, server: str, url: str, tools: Sequence[Tool]) -> _Told:
         """Hold a list of tools against the pins, pin what is new, and keep what has changed.
 
-        Raises: RecordDamaged, StoreError; ValueError for what has no canonical form, or too many tools.
+        Raises: RecordDamaged, StoreError; ValueError for what is no JSON, or too many tools.
         """
         pins, now = self.of(server, url), self._clock.now()
         made, new, changed = dict(pins), [], []
@@ -159,62 +158,11 @@ def _seen(value: dict[str, str]) -> Seen:
     return Seen(hash=value["hash"], description=value["description"], at=datetime.fromisoformat(value["at"]))
 
 
-# --- hashes ----------------------------------------------------------------------------------
-
-
 def fingerprint(tool: Tool) -> str:
-    """Give the SHA-256, in hex, of a tool's canonical JSON. Raises: ValueError for what has none."""
-    return hashlib.sha256(canonical({key: tool[key] for key in _PINNED if key in tool})).hexdigest()
-
-
-def canonical(value: Any) -> bytes:
-    """Write JSON as RFC 8785 wants it, numbers and keys of any kind included. Raises: ValueError."""
+    """Give the SHA-256 of a tool, in hex, whatever the order of its members. Raises: ValueError for what is no JSON."""
+    pinned = {key: tool[key] for key in _PINNED if key in tool}
     try:
-        return _canonical(value).encode()
-    except (RecursionError, OverflowError):
-        raise ValueError("it is nested too deeply, or has a number that is too large") from None
-
-
-def _canonical(value: Any) -> str:
-    match value:
-        case dict():
-            # Section 3.2.3: by UTF-16 code units.
-            keys = sorted(value, key=lambda key: key.encode("utf-16-be", "surrogatepass"))
-            return (
-                "{" + ",".join(f"{json.dumps(key, ensure_ascii=False)}:{_canonical(value[key])}" for key in keys) + "}"
-            )
-        case list():
-            return "[" + ",".join(map(_canonical, value)) + "]"
-        case bool() | None | str():
-            return json.dumps(value, ensure_ascii=False)
-        case int() | float():
-            return _number(float(value))
-    raise ValueError("it is no JSON")
-
-
-def _number(value: float) -> str:
-    """Write a number as ECMAScript does (ECMA-262, Number::toString), which RFC 8785 section 3.2.2.3 wants."""
-    if not math.isfinite(value):
-        raise ValueError("it has a number that JSON has not")
-    if value == 0:
-        return "0"
-    sign, digits, exponent = "-" if value < 0 else "", *_shortest(abs(value))
-    # The value is 0.DIGITS times ten to the power of `point`.
-    point = len(digits) + exponent
-    if 0 < point <= 21:
-        text = digits.ljust(point, "0")
-        return sign + (text if len(digits) <= point else f"{digits[:point]}.{digits[point:]}")
-    if -6 < point <= 0:
-        return f"{sign}0.{'0' * -point}{digits}"
-    mantissa = digits[0] + (f".{digits[1:]}" if digits[1:] else "")
-    return f"{sign}{mantissa}e{'+' if point > 0 else '-'}{abs(point - 1)}"
-
-
-def _shortest(value: float) -> tuple[str, int]:
-    """Give the fewest digits that mean this number, and the power of ten behind them."""
-    mantissa, _, exponent = repr(value).partition("e")
-    whole, _, part = mantissa.partition(".")
-    part = "" if part == "0" else part
-    digits = (whole + part).lstrip("0")
-    stripped = digits.rstrip("0")
-    return stripped, int(exponent or 0) - len(part) + len(digits) - len(stripped)
+        text = json.dumps(pinned, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What servers said of their tools is pinned: hashes of canonical JSON, changes, approval."""
+"""What servers said of their tools is pinned: hashes, changes, approval."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from valetkey.errors import RecordDamaged
-from valetkey.mcp_pins import Pins, canonical, fingerprint
+from valetkey.mcp_pins import Pins, fingerprint
 from valetkey.store import Document
 from valetkey.testing.clock import FakeClock
 from valetkey.testing.memory_store import MemoryStore
@@ -21,45 +21,19 @@ def tool(name: str = "read", description: str = "Reads.", **more: Any) -> dict[s
     return {"name": name, "description": description, "inputSchema": {"type": "object"}, **more}
 
 
-# RFC 8785 appendix B has the numbers; section 3.2.3 the keys, section 3.2.2 the strings.
+def nested(depth: int) -> Any:
+    value: Any = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
 @pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0, "0"),
-        (-0.0, "0"),
-        (5e-324, "5e-324"),
-        (-5e-324, "-5e-324"),
-        (1.7976931348623157e308, "1.7976931348623157e+308"),
-        (9007199254740992, "9007199254740992"),
-        (295147905179352830000, "295147905179352830000"),
-        (9.999999999999997e22, "9.999999999999997e+22"),
-        (1e23, "1e+23"),
-        (1.0000000000000001e23, "1.0000000000000001e+23"),
-        (999999999999999700000, "999999999999999700000"),
-        (1e21, "1e+21"),
-        (9.999999999999997e-7, "9.999999999999997e-7"),
-        (0.000001, "0.000001"),
-        (333333333.3333333, "333333333.3333333"),
-        (-0.0000033333333333333333, "-0.0000033333333333333333"),
-        (1424953923781206.2, "1424953923781206.2"),
-        (4.50, "4.5"),
-        (2e-3, "0.002"),
-        (1e30, "1e+30"),
-        (100, "100"),
-        (True, "true"),
-        ({"b": [1, None], "a": "\u20ac$\x0f\nA'B\"\\\\\"/"}, '{"a":"€$\\u000f\\nA\'B\\"\\\\\\\\\\"/","b":[1,null]}'),
-        ({"\u20ac": 1, "\r": 2, "\ufb33": 3, "1": 4, "\U0001f600": 5, "\x80": 6, "\u00f6": 7},
-         '{"\\r":2,"1":4,"\x80":6,"ö":7,"€":1,"😀":5,"\ufb33":3}'),
-    ],
-)  # fmt: skip
-def test_json_has_one_form(value: Any, text: str) -> None:
-    assert canonical(value).decode() == text
-
-
-@pytest.mark.parametrize("value", [float("inf"), float("nan"), 10**400, "\ud800", {1, 2}])
-def test_what_has_no_such_form_is_refused(value: Any) -> None:
+    "value", [float("inf"), float("nan"), "\ud800", nested(100_000)], ids=["infinite", "no-number", "half", "deep"]
+)
+def test_what_no_json_says_is_not_pinned(value: Any) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - UnicodeEncodeError is one
-        canonical(value)
+        fingerprint(tool(inputSchema={"default": value}))
 
 
 def test_the_order_of_members_and_what_no_model_sees_change_no_hash() -> None:
