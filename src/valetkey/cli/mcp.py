@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +88,8 @@ def remove(state: State, *, name: str) -> None:
 @click.argument("name", required=False)
 def check(state: State, *, name: str | None) -> None:
     """Show what has changed in what servers say of their tools, as runs have seen it. Exit status 1 if anything has."""
+    import difflib
+
     found = servers(state.config) if name is None else {name: _find(state, name)}
     pins = {key: _pins_of(state, server) for key, server in found.items() if isinstance(server, Relayed)}
     changed = [(key, tool, pin) for key, of in pins.items() for tool, pin in of.items() if pin.changed is not None]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from valetkey.doctor import gateway, here, sandboxed, servers, through
 from valetkey.doctor.finding import LAYERS, Finding, Parts
-from valetkey.doctor.trial import Trial
+
+if TYPE_CHECKING:
+    from valetkey.doctor.trial import Trial
 
 __all__ = ["LAYERS", "Finding", "Parts", "examine"]
 
@@ -35,8 +37,22 @@ def examine(
     With `offline` no provider is asked and nothing is started. `policy` is the text of one that the questions through
     the gateway are held to. Whatever was begun for it has ended when the iterator is at its end or closed.
     """
+    # `valetkey --help` needs the layers' names alone.
+    from valetkey.doctor.trial import Trial
+
     trial = Trial(parts, policy=policy, policy_file=policy_file)
-    steps = (
+    try:
+        yield from _taken(
+            step for step in _steps(parts, trial, whole_audit=whole_audit) if not (offline and step.online)
+        )
+    finally:
+        trial.close()
+
+
+def _steps(parts: Parts, trial: Trial, *, whole_audit: bool) -> tuple[_Step, ...]:
+    from valetkey.doctor import gateway, here, sandboxed, servers, through
+
+    return (
         _Step(layer="home", look=lambda: here.home(parts)),
         _Step(layer="settings", look=lambda: here.settings(parts)),
         _Step(layer="providers", needs=("settings",), several=True, look=lambda: here.providers(parts)),
@@ -77,10 +93,6 @@ def examine(
             look=lambda: sandboxed.asked(parts, trial),
         ),
     )
-    try:
-        yield from _taken(step for step in steps if not (offline and step.online))
-    finally:
-        trial.close()
 
 
 def _taken(steps: Iterator[_Step]) -> Iterator[Finding]:

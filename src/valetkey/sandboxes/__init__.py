@@ -5,7 +5,6 @@ from __future__ import annotations
 from valetkey.errors import UsageError
 from valetkey.sandbox import Sandbox
 from valetkey.sandboxes.bubblewrap import Bubblewrap
-from valetkey.sandboxes.container import Container
 from valetkey.sandboxes.engines import DOCKER, PODMAN
 
 __all__ = ["SANDBOXES", "sandbox_for"]
@@ -20,6 +19,8 @@ def sandbox_for(name: str, *, image: str = "", run: str = "") -> Sandbox:
     Raises: UsageError where there is none, or where it takes no image.
     """
     if name in _ENGINES:
+        from valetkey.sandboxes.container import Container
+
         return Container(_ENGINES[name], image=image, run=run)
     if name != Bubblewrap.id:
         raise UsageError(f"there is no sandbox called {name}", hint=f"use one of: {', '.join(SANDBOXES)}")
