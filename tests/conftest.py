@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,15 @@ from valetkey.http import HttpClient
 from valetkey.testing.authorization_server import AuthorizationServer
 from valetkey.testing.clock import FakeClock
 from valetkey.testing.environment import foreign
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let SIGTERM end what `make tests` runs in the background as Ctrl-C would, which the shell keeps from it.
+
+    So its fixtures end what they have started.
+    """
+    if config.getoption("markexpr") == "beside":
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -88,7 +98,7 @@ def clock(valetkey_clock: FakeClock) -> FakeClock:
 @pytest.fixture
 def http() -> Iterator[HttpClient]:
     """Give the client of logins and renewals."""
-    client = HttpClient(timeout_seconds=10)
+    client = HttpClient(timeout_seconds=60)
     yield client
     client.close()
 

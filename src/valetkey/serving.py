@@ -84,7 +84,7 @@ def base_url(home: str) -> str:
 def poke(home: str) -> None:
     """Let the gateway read its keys anew now, where one runs; it would find out by itself within a second."""
     try:
-        ask(home, "POST", "/refresh", patience_seconds=2.0)
+        ask(home, "POST", "/refresh", patience_seconds=10.0)
     except (ValetkeyError, OSError):
         return
 

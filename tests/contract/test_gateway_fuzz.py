@@ -133,7 +133,7 @@ def try_one(engine: Rig, message: tuple[bytes, list[int], str]) -> None:
             for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
                 client.send(data[start:end])
             client.socket.shutdown(socket.SHUT_WR)
-        client.socket.settimeout(10)
+        client.socket.settimeout(60)
         told = client.rest()
     if way != "intercepted":  # its end leaves what is read of TLS closed
         assert KEY.encode() not in told

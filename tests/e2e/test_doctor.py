@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -176,7 +177,8 @@ def test_a_name_that_is_not_resolved(line: CommandLine) -> None:
 
 
 def test_a_clock_that_is_ahead(line: CommandLine) -> None:
-    late = {"date": "Sun, 22 Nov 2026 10:00:00 GMT", "content-type": "application/json"}
+    late = {"date": format_datetime(datetime.now(UTC) - timedelta(hours=1), usegmt=True)}
+    late["content-type"] = "application/json"
     with LocalServer(lambda _: Answer(headers=late, body=b"{}")) as server:
         _logged_in(line, server.url)
         status, found = told(line)

@@ -241,7 +241,7 @@ def log_in(store: Store, *, life: timedelta, left: timedelta) -> Record:
     )
     record = store.load(ACME)
     assert record is not None
-    return store.save(replace(record, credential=token))
+    return store.save(replace(record, credential=token, health=Health.OK))
 
 
 def told_everywhere(line: CommandLine, key: str, health: Health, status: int, code: str | None) -> None:
@@ -286,7 +286,7 @@ def test_the_state_of_a_login_is_told_alike_everywhere_and_a_new_one_goes_on(lin
             assert len(login.calls("/token")) == 1
             # A person logs in again.
             assert line(*words, stdin="sk-" + "again" * 5).status == 0
-            told_everywhere(line, key, Health.OK, 200, None)
+            told_everywhere(line, key, Health.UNKNOWN, 200, None)  # it was stored unverified
             assert server.requests[-1].headers["authorization"] == "Bearer sk-" + "again" * 5
             # Another process finds that it has ended.
             record = log_in(store, life=timedelta(hours=1), left=timedelta(seconds=-1))

@@ -111,7 +111,7 @@ def started(line: CommandLine, workspace: Path, *words: str) -> subprocess.Popen
 
 def ended(process: subprocess.Popen[bytes]) -> int:
     with process:
-        return process.wait(20)
+        return process.wait(60)
 
 
 def test_what_is_kept_is_told_in_the_shapes_that_are_documented(line: CommandLine, workspace: Path) -> None:
@@ -263,7 +263,7 @@ def test_what_joined_a_run_ends_with_it(line: CommandLine, workspace: Path) -> N
     process.kill()
     ended(process)
     try:
-        assert joined.wait(20) == 137
+        assert joined.wait(60) == 137
     finally:
         joined.kill()
         joined.communicate()

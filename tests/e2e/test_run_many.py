@@ -22,7 +22,7 @@ class Going:
     """Runs that say `up`, go on when they are sent a line, ask the gateway, and say what it answered."""
 
     def __init__(self, line: CommandLine, folder: Path, count: int) -> None:
-        script = "echo up; read x; curl -sS --max-time 20 http://127.0.0.1:3128/acme/$N; echo; read x"
+        script = "echo up; read x; curl -sS --max-time 60 http://127.0.0.1:3128/acme/$N; echo; read x"
         self.processes: list[subprocess.Popen[bytes]] = []
         for number in range(count):
             (workspace := folder / str(number)).mkdir()

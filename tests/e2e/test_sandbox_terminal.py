@@ -81,14 +81,14 @@ class Session:
     def until(self, words: str) -> None:
         """Read what the terminal shows until these words come."""
         while words.encode() not in self.seen:
-            assert select.select([self.outer], [], [], 20)[0], self.seen
+            assert select.select([self.outer], [], [], 60)[0], self.seen
             self.seen += os.read(self.outer, 65536)
 
     def status(self) -> int:
         """Wait for the end, showing what still comes; the terminal is then as it was."""
         handle = os.pidfd_open(self.process.pid)
         try:
-            while handle not in (ready := select.select([handle, self.outer], [], [], 20)[0]):
+            while handle not in (ready := select.select([handle, self.outer], [], [], 60)[0]):
                 assert ready, self.seen
                 self.seen += os.read(self.outer, 65536)
         finally:

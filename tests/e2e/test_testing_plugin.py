@@ -24,7 +24,7 @@ def test_a_request_goes_through_the_gateway_and_the_key_shows_nowhere(
 ) -> None:
     valetkey_gateway.login(fake_provider)
     holder = valetkey_gateway.create_key("fake")
-    with httpx2.Client(trust_env=False, timeout=20) as client:
+    with httpx2.Client(trust_env=False, timeout=60) as client:
         answer = client.get(f"{holder.url}/fake/models", headers={"authorization": f"Bearer {holder.key}"})
     assert answer.json()["data"][0]["id"] == "fake-model"
     assert fake_provider.api_requests[-1].headers["authorization"] == f"Bearer {canary}"
@@ -34,7 +34,7 @@ def test_a_request_goes_through_the_gateway_and_the_key_shows_nowhere(
 
 
 def test_a_token_that_the_provider_forgot_is_renewed_by_the_gateway(valetkey_gateway: GatewayProcess) -> None:
-    with FakeProvider().with_device_login() as provider, httpx2.Client(trust_env=False, timeout=20) as client:
+    with FakeProvider().with_device_login() as provider, httpx2.Client(trust_env=False, timeout=60) as client:
         valetkey_gateway.login(provider)
         holder = valetkey_gateway.create_key("fake")
         headers = {"authorization": f"Bearer {holder.key}"}

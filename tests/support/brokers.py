@@ -45,7 +45,7 @@ def broker_of(
     return Broker(
         store=store or MemoryStore(clock=clock),
         catalogue=Declared(known=known),  # type: ignore[arg-type]  # the part of a Catalogue that a broker uses
-        http=HttpClient(timeout_seconds=10),
+        http=HttpClient(timeout_seconds=60),
         clock=clock,
         environ=environ or {},
     )

@@ -73,6 +73,8 @@ class ConnectProxy:
                 client = self._tls.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
             self._open.add(client)
             with client:
+                if self._stopped:  # the others are cut by now, and nobody would cut this one
+                    return
                 if isinstance(client, ssl.SSLSocket):
                     client.do_handshake()
                 head = b""

@@ -92,6 +92,11 @@ def podman_storage(through: tuple[str, ...] = ()) -> Iterator[Podman]:
     )
     own.mkdir()
     environ = {"CONTAINERS_STORAGE_CONF": str(settings), "XDG_RUNTIME_DIR": str(own), "HOME": str(own)}
+    # Else it would be in /run/libpod where we are root, and in one piece of shared memory for each user, whatever the
+    # storage: the reset of another worker's podman takes them away.
+    temporary, engine = own / "libpod" / "tmp", root / "containers.conf"
+    engine.write_text(f'[engine]\ntmp_dir = "{temporary}"\nlock_type = "file"\n')
+    environ["CONTAINERS_CONF"] = str(engine)
     podman = Podman(root=root, environ=environ, through=through)
     try:
         if shutil.which("podman") is None:

@@ -19,7 +19,7 @@ from tests.support.gateway import Raw, RunningGateway, running_gateway
 from tests.support.tls import CertificateAuthority
 from tests.support.upstream import Upstream, Whole
 from valetkey.clock import SystemClock
-from valetkey.credential import ApiKey, Credential, CredentialRef, OAuthToken, Secret
+from valetkey.credential import DEFAULT_ACCOUNT, ApiKey, Credential, CredentialRef, OAuthToken, Secret
 from valetkey.gateway import grants
 from valetkey.gateway.decide import Grant
 from valetkey.gateway.dial import Dialler
@@ -122,6 +122,8 @@ class Everywhere:
 
     def key(self, names: tuple[str, ...], policy: str) -> str:
         """Give a valet key for these accounts and this policy, the same one each time."""
+        # Without its account a name would mean whichever account an earlier test had logged in first.
+        names = tuple(name if "@" in name else f"{name}@{DEFAULT_ACCOUNT}" for name in names)
         if (names, policy) not in self._keys:
             for name in names:
                 self.log_in(name)

@@ -93,7 +93,7 @@ class RunningGateway:
         self.broker = Broker(
             store=self.store,
             catalogue=self.catalogue,  # type: ignore[arg-type]  # the part of a Catalogue that is used
-            http=HttpClient(timeout_seconds=10),
+            http=HttpClient(timeout_seconds=60),
             clock=clock,
             environ={},
         )
@@ -156,7 +156,7 @@ class RunningGateway:
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the gateway's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
 
     def begin(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Begin a coroutine in the gateway's loop."""
@@ -195,7 +195,7 @@ class RunningGateway:
 
     def wait_for_rows(self, count: int) -> list[Row]:
         """Wait until that many requests are in the trace."""
-        for _ in range(3000):
+        for _ in range(6000):
             if len(self.trace.rows) >= count:
                 return self.trace.rows
             threading.Event().wait(0.01)
@@ -259,7 +259,7 @@ def running_gateway(
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    ready.wait(30)
+    ready.wait(60)
     if failed:
         raise failed[0]
     try:
@@ -281,10 +281,10 @@ class Raw:
         self.socket: socket.socket
         if isinstance(at, Path):
             self.socket = socket.socket(socket.AF_UNIX)
-            self.socket.settimeout(20)
+            self.socket.settimeout(60)
             self.socket.connect(str(at))
         else:
-            self.socket = socket.create_connection(("127.0.0.1", at), timeout=20)
+            self.socket = socket.create_connection(("127.0.0.1", at), timeout=60)
         self._buffer = b""
         if context is not None:
             self.socket = context.wrap_socket(self.socket, server_hostname=host)

@@ -36,7 +36,7 @@ class Load:
 
     def run(self, number: int) -> None:
         """Be one client, until the end."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         count = 0
         while not self.stop.is_set():
             count += 1

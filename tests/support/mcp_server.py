@@ -25,7 +25,7 @@ from tests.support.command_line import CommandLine
 
 __all__ = ["Notes", "bring_sdk", "interpreter", "notes_server"]
 
-_PATIENCE_SECONDS = 30
+_PATIENCE_SECONDS = 60
 _DECLARATION = """
 [api]
 base_url = "{url}"

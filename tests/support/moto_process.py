@@ -29,7 +29,7 @@ class Moto:
     def asked(self, action: str) -> list[dict[str, str]]:
         """Give the calls of this name so far: `action`, `key_id` that it was signed with, `session` that it names."""
         context = ssl.create_default_context(cafile=str(self.ca_file))
-        with urllib.request.urlopen(f"https://localhost:{self.port}/asked", context=context, timeout=20) as answer:
+        with urllib.request.urlopen(f"https://localhost:{self.port}/asked", context=context, timeout=60) as answer:
             return [call for call in json.load(answer) if call["action"] == action]
 
 

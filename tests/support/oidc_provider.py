@@ -112,7 +112,7 @@ class OidcProvider:
 
     def _browser(self) -> httpx2.Client:
         # trust_env is off: a test may have set proxy variables for what it tests.
-        return httpx2.Client(follow_redirects=False, trust_env=False, timeout=30)
+        return httpx2.Client(follow_redirects=False, trust_env=False, timeout=60)
 
     def _walk(self, browser: httpx2.Client, answer: httpx2.Response, *, account: str, deny: bool) -> str:
         """Follow redirects on the provider's own pages; give the first Location that leads away, or ''."""

@@ -40,7 +40,7 @@ class ScriptedFlow:
         self.spent.append(credential.refresh_token.reveal())
         self.entered.set()
         if self.gate is not None:
-            assert self.gate.wait(30)
+            assert self.gate.wait(60)
         if self.steps:
             return self.steps.pop(0)(credential)
         return self.next_token(credential)

@@ -19,7 +19,7 @@ __all__ = ["node_server", "running"]
 
 _SUPPORT = Path(__file__).parent
 # Loading the model takes a second; this is for a machine under load.
-_PATIENCE_SECONDS = 20
+_PATIENCE_SECONDS = 60
 
 
 def node_server(name: str) -> list[str]:

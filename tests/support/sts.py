@@ -51,7 +51,7 @@ class Sts:
         return [request.headers["authorization"] for request in self._server.requests]
 
     def _respond(self, request: Received) -> Reply:
-        self.open.wait(30)
+        self.open.wait(60)
         if self.drops:
             return Drop()
         xml = {"content-type": "text/xml"}

@@ -167,7 +167,7 @@ class Upstream:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
 
     def without_tls(self) -> None:
         """Speak plainly from now on, whatever was promised."""
@@ -182,12 +182,12 @@ class Upstream:
     def wait_for(self, count: int) -> list[Whole]:
         """Wait until that many requests have come."""
         with self._arrived:
-            assert self._arrived.wait_for(lambda: len(self.requests) >= count, 30), f"{len(self.requests)} of {count}"
+            assert self._arrived.wait_for(lambda: len(self.requests) >= count, 60), f"{len(self.requests)} of {count}"
         return self.requests
 
     def until(self, what: Callable[[], bool]) -> None:
         """Wait for something that the gateway does by itself."""
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while not what():
             assert time.monotonic() < end, "it did not happen"
             threading.Event().wait(0.005)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from valetkey.errors import SandboxUnavailable
+from valetkey.sandbox import Limits
 from valetkey.sandboxes.bubblewrap import Bubblewrap
 from valetkey.sandboxes.running import is_above
 from valetkey.testing.place import PYTHON, Place, sandbox_place
@@ -121,3 +123,14 @@ def test_the_descriptors_of_a_start_are_closed(place: Place) -> None:
     for _ in range(3):
         place.run(place.spec("true"))
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_signal_right_at_the_start_is_not_lost(place: Place) -> None:
+    """As where Ctrl-C is pressed, or a limit of time is over, before the command has run its first instruction."""
+    ends = set()
+    for _ in range(40):
+        spec = place.spec("sleep", "600", limits=Limits(seconds=20))
+        with place.talking(spec) as (started, _talk):
+            started.signal(signal.SIGTERM)
+            ends.add((started.wait(), started.overrun))
+    assert ends == {(128 + signal.SIGTERM, None)}

@@ -91,7 +91,7 @@ def error_of(client: Raw) -> tuple[int, dict[str, Any]]:
 def test_an_approved_request_goes_on_with_all_of_its_body(scene: Scene, size: int) -> None:
     body = os.urandom(size)
     with scene.running.raw() as client:
-        client.socket.settimeout(20)
+        client.socket.settimeout(60)
         # What is not taken before somebody has decided stays in the kernel, and the client with it.
         client.send(scene.request(body=body)[: 100_000 + size // 2])
         [waiting] = scene.wait_for(1)

@@ -34,7 +34,7 @@ class Mint:
         self.hosts.append(host)
         self.threads.add(threading.current_thread())
         self.begun.set()
-        self.gate.wait(20)
+        self.gate.wait(60)
         if self.failing:
             raise ValueError(host)
         now = self._clock.now()

@@ -197,7 +197,7 @@ def test_a_gateway_that_ends_waits_for_no_login(held: Held) -> None:
         held.wait_for(1)
         ending = held.running.begin(held.running.gateway.drain(30))
         assert code(client) == (401, "needs_login")
-        ending.result(20)
+        ending.result(60)
 
 
 def test_a_run_that_ends_takes_its_requests_with_it(held: Held) -> None:

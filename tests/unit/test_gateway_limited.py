@@ -116,7 +116,7 @@ class Gate:
     def __call__(self, talk: Conversation) -> None:
         for request in requests(talk):
             if request.target == "/wait":
-                assert self.open.acquire(timeout=30)
+                assert self.open.acquire(timeout=60)
             if request.target == "/fail":
                 return
             talk.send(answer())
@@ -178,10 +178,10 @@ def test_a_key_at_its_limit_takes_nothing_from_another(tmp_path: Path) -> None:
             stop.set()
             # First these: once a request has ended there is room for one of theirs.
             for one in work[40:]:
-                one.result(30)
+                one.result(60)
             gate.open.release(40)
             for one in work[:40]:
-                one.result(30)
+                one.result(60)
         assert set(refused) == {429}
 
 

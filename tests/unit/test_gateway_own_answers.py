@@ -169,7 +169,7 @@ def test_each_event_is_passed_on_before_the_next_is_sent(tmp_path: Path, way: Wa
             talk.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
             for event in events:
                 talk.send(b"%x\r\n%b\r\n" % (len(event), event))
-                if not got.acquire(timeout=20):
+                if not got.acquire(timeout=60):
                     return
             talk.send(b"0\r\n\r\n")
 

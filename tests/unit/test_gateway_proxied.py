@@ -87,7 +87,7 @@ def test_an_own_host_that_is_near_is_never_asked_for_at_the_proxy(
                 ca_file=str(certificate_authority.ca_file),
                 environ={"HTTPS_PROXY": f"http://127.0.0.1:{proxy.port}"},
                 resolve=resolver(localhost=["127.0.0.1"], box_local=["127.0.0.1"]),
-                timeout_seconds=2,
+                timeout_seconds=5,
             )
             provider = acme(f"https://{host}:{upstream.port}/v1")
             with running_gateway(provider, home=tmp_path, dialler=dialler) as gateway:

@@ -439,7 +439,7 @@ def test_a_hundred_requests_on_a_refused_token_make_one_renewal(scene: Scene) ->
 
     def one(number: int) -> tuple[int, bytes]:
         with scene.raw() as client:
-            together.wait(30)
+            together.wait(60)
             status, _, body = client.send(scene.request("POST", "/x", b"x" * number)).answer()
             return status, body
 

@@ -64,7 +64,7 @@ def named(certificate_authority: CertificateAuthority) -> Iterator[Echo]:
 
 
 def status(certificate_authority: CertificateAuthority, server: Echo, host: str = "localhost") -> int:
-    client = HttpClient(timeout_seconds=10, ca_file=str(certificate_authority.ca_file))
+    client = HttpClient(timeout_seconds=60, ca_file=str(certificate_authority.ca_file))
     try:
         return client.send("GET", f"https://{host}:{server.port}/").status
     finally:

@@ -187,7 +187,7 @@ def test_a_hundred_who_ask_at_once_make_one_call(scene: Scene) -> None:
 
 
 def until(true: Any) -> None:
-    for _ in range(3000):
+    for _ in range(6000):
         if true():
             return
         threading.Event().wait(0.01)

@@ -64,7 +64,7 @@ def answering(home: Path, answer: bytes) -> Iterator[list[bytes]]:
         thread = threading.Thread(target=answer_one)
         thread.start()
         yield received
-        thread.join(10)
+        thread.join(60)
 
 
 def of_json(value: object, status: int = 200) -> bytes:

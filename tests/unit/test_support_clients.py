@@ -22,7 +22,7 @@ BASIC = "Basic " + base64.b64encode(b"x-access-token:k").decode()
 def ask(
     server: LocalServer, method: str = "GET", body: bytes | Iterable[bytes] | None = None, *headers: tuple[str, str]
 ) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", urlsplit(server.url).port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", urlsplit(server.url).port, timeout=60)
     connection.putrequest(method, "/a?b=%2F")
     for name, value in headers:
         connection.putheader(name, value)
@@ -79,11 +79,11 @@ def test_pieces_of_a_stream_are_sent_as_they_come() -> None:
 
     def pieces() -> Iterable[bytes]:
         yield b"one"
-        assert more.wait(30)
+        assert more.wait(60)
         yield b"two"
 
     with LocalServer(lambda _: Stream(pieces=pieces())) as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         connection.request("GET", "/")
         answer = connection.getresponse()
         assert answer.read(3) == b"one"

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.echo import Echo
+from tests.support.gateway_process import until
 from tests.support.tls import CertificateAuthority
 from valetkey.errors import TlsFailed, Unreachable
 from valetkey.http import HttpClient, Response
 from valetkey.testing.authorization_server import AuthorizationServer
+from valetkey.testing.local_server import Answer, LocalServer
 
 
 @pytest.fixture
 def client() -> HttpClient:
-    return HttpClient(timeout_seconds=10)
+    return HttpClient(timeout_seconds=60)
 
 
 def test_answers_come_in_order_and_the_last_one_repeats(client: HttpClient) -> None:
@@ -86,3 +91,24 @@ def test_a_client_that_does_not_know_the_authority_refuses(tmp_path: Path, clien
         client.send("GET", echo.url)
     client.close()
     assert echo.requests == []
+
+
+def test_a_connection_that_comes_as_the_server_stops_does_not_hold_it_up() -> None:
+    taken = threading.Event()
+
+    class Late(ssl.SSLContext):
+        """Is not done with a connection before the server has cut all that it knows."""
+
+        def wrap_socket(self, sock: socket.socket, **_: Any) -> Any:  # type: ignore[override]  # as it is called
+            taken.set()
+            until(lambda: server._server.socket.fileno() == -1)
+            return sock
+
+    server = LocalServer(lambda _: Answer(), tls=Late(ssl.PROTOCOL_TLS_SERVER))
+    server.__enter__()
+    with socket.create_connection(("127.0.0.1", server.port)):
+        assert taken.wait(60)
+        stopping = threading.Thread(target=server.stop, daemon=True)
+        stopping.start()
+        stopping.join(60)
+        assert not stopping.is_alive()

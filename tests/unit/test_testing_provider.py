@@ -43,7 +43,7 @@ async def token(broker: Broker, provider: RunningProvider) -> str:
 
 def ask(provider: RunningProvider, path: str, secret: str = "", **more: Any) -> httpx2.Response:
     headers = {"authorization": f"Bearer {secret}"} if secret else {}
-    with httpx2.Client(trust_env=False, timeout=20) as client:
+    with httpx2.Client(trust_env=False, timeout=60) as client:
         return client.request("POST" if more else "GET", f"{provider.url}/v1{path}", headers=headers, **more)
 
 
@@ -186,7 +186,7 @@ async def test_an_answer_is_held_back_until_the_test_lets_it_go() -> None:
         provider.wait_for(1)
         assert got == []
         gate.set()
-        asking.join(20)
+        asking.join(60)
         assert got == [200]
 
 
@@ -200,7 +200,7 @@ async def test_one_that_is_held_back_for_ever_can_be_stopped() -> None:
         asking = threading.Thread(target=asks)
         asking.start()
         provider.wait_for(1)
-    asking.join(20)
+    asking.join(60)
     assert not asking.is_alive()
 
 

@@ -22,7 +22,7 @@ from valetkey.testing.clock import START, FakeClock
 
 NOW = START.timestamp()
 DAY = 86400
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 60
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ _END_SECONDS = 5.0
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PIECE = 65536
 # A gateway that takes longer to tell what was refused is not waited for.
-_ASK_SECONDS = 2.0
+_ASK_SECONDS = 10.0
 _NOT_STARTED = 125
 
 

@@ -41,16 +41,18 @@ def main() -> None:
         environment = dict(word.partition(b"=")[::2] for word in words)
         descriptors = streams[2:]
     command, _ = received(control)
+    # Closed by exec, so its end says that the command runs.
+    running, starting = os.pipe()
     # Forked before there is a thread.
     child = os.fork()
     if child == 0:
         run(command, environment, streams or [0, 1, *descriptors])
     os.dup2(descriptors[0], 2)
-    for descriptor in streams:
+    for descriptor in (starting, *streams):
         os.close(descriptor)
     # What is reserved for stacks counts for a limit of memory: 256 KiB are ten times what a copier takes.
     _thread.stack_size(1 << 18)
-    _thread.start_new_thread(obey, (control, child))
+    _thread.start_new_thread(obey, (control, child, running))
     _thread.start_new_thread(serve, (listener,))
     ended, status = os.wait()
     while ended != child:  # the first process of a container gets the orphans of all
@@ -90,6 +92,8 @@ def received(control: socket.socket) -> "tuple[list[bytes], list[int]]":
 def run(command: "list[bytes]", environment: "dict[bytes, bytes]", streams: "list[int]") -> None:
     """Become the command, in a session of its own, on the terminal where there is one."""
     try:
+        # Ctrl-C may come as soon as there is a terminal.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         for target, stream in enumerate(streams):
             os.dup2(stream, target)
         os.setsid()
@@ -108,8 +112,10 @@ def run(command: "list[bytes]", environment: "dict[bytes, bytes]", streams: "lis
         os._exit(127)
 
 
-def obey(control: socket.socket, child: int) -> None:
+def obey(control: socket.socket, child: int, running: int) -> None:
     """Pass on the starter's signals; end everything when the starter is gone."""
+    # Until then it has no process group of its own, and a signal would be lost, or be Python's.
+    os.read(running, 1)
     while number := control.recv(1):
         try:
             os.killpg(child, number[0])

@@ -19,7 +19,7 @@ from valetkey.testing.provider import RunningProvider
 
 __all__ = ["GatewayProcess", "serving"]
 
-_PATIENCE_SECONDS = 30
+_PATIENCE_SECONDS = 60
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,7 +91,7 @@ class LocalServer:
         self._arrived = threading.Condition()
         self._stopping = threading.Event()
         self._connections: set[socket.socket] = set()
-        self._server = _Server(("127.0.0.1", 0), self._handler(), self._connections, tls)
+        self._server = _Server(("127.0.0.1", 0), self._handler(), self._connections, self._stopping, tls)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self.port: int = self._server.server_address[1]
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
@@ -117,7 +117,7 @@ class LocalServer:
         """Give the requests for this path, oldest first."""
         return [request for request in list(self.requests) if request.path == path]
 
-    def wait_for(self, count: int, *, timeout_seconds: float = 30) -> None:
+    def wait_for(self, count: int, *, timeout_seconds: float = 60) -> None:
         """Wait until that many requests have come in. Raises: TimeoutError."""
         with self._arrived:
             if not self._arrived.wait_for(lambda: len(self.requests) >= count, timeout_seconds):
@@ -211,9 +211,11 @@ class _Server(ThreadingHTTPServer):
         address: tuple[str, int],
         handler: type[BaseHTTPRequestHandler],
         connections: set[socket.socket],
+        stopping: threading.Event,
         tls: ssl.SSLContext | None,
     ) -> None:
         self._connections = connections
+        self._stopping = stopping
         self._tls = tls
         super().__init__(address, handler)
 
@@ -223,6 +225,8 @@ class _Server(ThreadingHTTPServer):
             connection = self._tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
         self._connections.add(connection)
         try:
+            if self._stopping.is_set():  # the others are cut by now, and nobody would cut this one
+                return
             if isinstance(connection, ssl.SSLSocket):
                 # In the connection's own thread, so that a client that fails holds up nobody; and when it is known, so
                 # that one that keeps silent does not hold up the end.

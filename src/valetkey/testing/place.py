@@ -86,7 +86,7 @@ class Place:
     def talking(self, spec: Spec) -> Iterator[tuple[Started, socket.socket]]:
         """Start it with a socket as stdin and stdout, and end it."""
         ours, theirs = socket.socketpair()
-        ours.settimeout(30)
+        ours.settimeout(60)
         with ours, open(os.devnull, "w") as null:
             with theirs:
                 started = self.sandbox.start(spec, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=null.fileno())
@@ -169,7 +169,7 @@ def processes_with(word: str) -> list[int]:
     return found
 
 
-def ended(pids: list[int], seconds: float = 20) -> bool:
+def ended(pids: list[int], seconds: float = 60) -> bool:
     """Wait until all of these have ended."""
     for pid in pids:
         try:

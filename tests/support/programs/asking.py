@@ -10,7 +10,7 @@ kept: list[object] = []
 for url in sys.argv[1:]:
     request = Request(url, b'{"messages": []}', {"Authorization": f"Bearer {os.environ['VALET_KEY']}"})
     try:
-        with opener.open(request, timeout=20) as answer:
+        with opener.open(request, timeout=60) as answer:
             kept.append((dict(answer.headers), answer.read()))
     except HTTPError as error:
         kept.append((dict(error.headers), error.read()))

@@ -20,7 +20,7 @@ from typing import NamedTuple
 WORD = b"can" + b"ary"
 LARGEST_SPAN_BYTES = 1 << 28
 EMPTY = bytes(4096)
-SILENCE_SECONDS = 4
+SILENCE_SECONDS = 10
 ASKED = ("/", "/v1/keys", "/status", "/metrics", "/latest/meta-data/")
 
 
@@ -104,6 +104,8 @@ def files() -> None:
                     try:
                         with open(path, "rb") as file:
                             look(path, file.read())
+                    except FileNotFoundError:
+                        continue  # somebody's temporary one
                     except OSError as error:
                         UNREAD.append(f"{path}:{error.strerror}")
 

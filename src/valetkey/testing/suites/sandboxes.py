@@ -24,7 +24,7 @@ __all__ = ["SandboxSuite"]
 
 THROUGH_THE_PORT = """
 import socket, sys
-with socket.create_connection(("127.0.0.1", 3128), timeout=30) as connection:
+with socket.create_connection(("127.0.0.1", 3128), timeout=60) as connection:
     connection.sendall(sys.stdin.buffer.read())
     connection.shutdown(socket.SHUT_WR)
     while data := connection.recv(65536):
@@ -41,7 +41,7 @@ sandbox.start(spec, stdin=0, stdout=1, stderr=2).wait()
 """
 MANY = """
 import socket
-connections = [socket.create_connection(("127.0.0.1", 3128), timeout=30) for _ in range(50)]
+connections = [socket.create_connection(("127.0.0.1", 3128), timeout=60) for _ in range(50)]
 for number, connection in enumerate(connections):
     connection.sendall(b"n%d" % number)
     connection.shutdown(socket.SHUT_WR)
@@ -260,7 +260,8 @@ class SandboxSuite:
 
     def test_the_time_limit_ends_what_does_not_listen(self, place: Place) -> None:
         deaf = "import signal; signal.signal(15, signal.SIG_IGN)\nwhile True: signal.pause()"
-        with place.talking(place.spec(PYTHON, "-c", deaf, limits=Limits(seconds=0.3))) as (started, _):
+        # Time enough to become deaf before it is over.
+        with place.talking(place.spec(PYTHON, "-c", deaf, limits=Limits(seconds=3))) as (started, _):
             assert started.wait() == 137
             assert started.overrun == "time"
 
