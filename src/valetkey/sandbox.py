@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -129,6 +129,13 @@ class Sandbox(Protocol):
         Where stdin is a terminal, it becomes the command's controlling one.
 
         Raises: SandboxUnavailable, SandboxFailed, WorkspaceRefused.
+        """
+        ...
+
+    def lacking(self, programs: Sequence[str], *, path: str) -> list[str]:
+        """Give those of these programs that a command inside would not find in the folders of `path`.
+
+        Raises: SandboxUnavailable.
         """
         ...
 

@@ -99,11 +99,23 @@ def assert_shown(text: str, lines: list[str]) -> None:
 
 @pytest.mark.xdist_group("model")
 def test_the_demo_in_json_is_one_document_and_needs_no_curl(line: CommandLine, temporary: Path) -> None:
+    # Without bubblewrap or unshare on PATH there is no sandbox either.
     done = line("demo", "--json", environ={"PATH": str(temporary)}, patience_seconds=PATIENCE_SECONDS)
     told = {"answered": True, "refused": True, "sandboxed": False}
     assert (done.status, done.json) == (0, told), done.err
     assert "without a run in a sandbox" not in done.out
     assert not CREDENTIAL.search(done.err)
+
+
+@pytest.mark.xdist_group("model")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root is made an ordinary user for it")
+def test_root_sees_a_run_too_by_an_ordinary_user_of_a_namespace(home: Path, temporary: Path) -> None:
+    line = CommandLine(home=home, environ={"TMPDIR": str(temporary)})
+    done = line("demo", "--json", patience_seconds=PATIENCE_SECONDS)
+    assert (done.status, done.json["sandboxed"]) == (0, True), done.err
+    assert "the host cannot be reached" in done.err
+    assert not CREDENTIAL.search(done.err)
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.xdist_group("model")

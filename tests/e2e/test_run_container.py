@@ -79,6 +79,21 @@ def test_a_command_in_a_container_asks_through_the_gateway_and_has_no_credential
     assert own_podman.containers() == []
 
 
+def test_programs_that_a_grant_is_for_are_looked_for_in_the_image(
+    line: CommandLine, server: LocalServer, workspace: Path, own_podman: Podman
+) -> None:
+    declare(line, server.url, key=KEY)
+    declaration = line.home / "providers" / "acme.toml"
+    declaration.write_text(declaration.read_text().replace("[api]", 'tools = ["cat", "of-no-image"]\n[api]', 1))
+    words = ("run", *CONTAINER, "--grant", "acme", "--workspace", str(workspace), "--", "true")
+    done = line(*words, patience_seconds=60)
+    assert (done.status, done.err) == (
+        0,
+        "valetkey: acme is mostly used by of-no-image, which is not in the sandbox\n",
+    )
+    assert own_podman.containers() == []
+
+
 def test_settings_choose_it_and_a_flag_wins(line: CommandLine, workspace: Path) -> None:
     settings = {"VALETKEY_RUNS_SANDBOX": "podman", "VALETKEY_RUNS_IMAGE": IMAGE}
     words = ("--workspace", str(workspace), "--", "sh", "-c", "test -e /run/.containerenv && echo container")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,3 +135,11 @@ def test_a_signal_right_at_the_start_is_not_lost(place: Place) -> None:
             started.signal(signal.SIGTERM)
             ends.add((started.wait(), started.overrun))
     assert ends == {(128 + signal.SIGTERM, None)}
+
+
+def test_a_program_that_is_a_link_out_of_the_system_is_not_inside(tmp_path: Path) -> None:
+    elsewhere = Path(shutil.copy("/usr/bin/env", tmp_path / "program"))
+    (tmp_path / "of-the-system").symlink_to("/usr/bin/env")
+    (tmp_path / "of-elsewhere").symlink_to(elsewhere)
+    names = ("of-the-system", "of-elsewhere", "none")
+    assert Bubblewrap().lacking(names, path=str(tmp_path)) == ["of-elsewhere", "none"]

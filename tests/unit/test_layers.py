@@ -1,4 +1,4 @@
-"""Providers are data: no code that serves all of them knows one by its id."""
+"""Providers are data, and agents have a module each: no other code knows one by its id."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from valetkey.agents import BUILT_IN
+from valetkey.provider import DialectId
 
 SOURCE = Path(__file__).parents[2] / "src" / "valetkey"
 IDS = {file.stem for file in (SOURCE / "providers").glob("*.toml")}
-# There it is the name of the tool of that name, and of the words that set it up.
-TOOLS = {"cli/helper.py": {"aws"}, "setup/__init__.py": {"aws"}, "setup/aws.py": {"aws"}}
-PLACES = (
-    "runs",
-    "gateway",
-    "web",
-    "cli",
-    "chat",
-    "helpers",
-    "setup",
-    "broker",
-    "login",
-    "sdk",
-    "access",
-    "renewal",
-    "accounts",
-    "checking",
-)
+# There it is something else of that name: a tool and the words that set it up, an endpoint, a kind of source or a
+# package, a dialect.
+OTHERS = {
+    "cli/fast.py": {"claude"},
+    "cli/helper.py": {"aws", "claude"},
+    "endpoints/__init__.py": {"aws"},
+    "endpoints/aws.py": {"aws"},
+    "flows/source.py": {"aws", "google"},
+    "setup/__init__.py": {"aws", "claude", "codex"},
+    "setup/aws.py": {"aws"},
+    "setup/claude.py": {"claude"},
+    "setup/codex.py": {"codex"},
+    # The fake agent's: any provider will do.
+    "testing/agent.py": {"mistral"},
+}
+DIALECTS = set(get_args(DialectId))
 
 
 def literals(tree: ast.AST) -> Iterator[ast.Constant]:
@@ -46,25 +46,32 @@ def mentions(text: str, ids: set[str]) -> list[tuple[int, str]]:
 
 
 def sources() -> list[Path]:
-    files = [file for place in PLACES for file in [SOURCE / f"{place}.py", *(SOURCE / place).rglob("*.py")]]
-    return [file for file in files if file.exists()]
+    """Give every file but those of the agents, which are for the providers that they name."""
+    return [file for file in sorted(SOURCE.rglob("*.py")) if SOURCE / "agents" not in file.parents]
 
 
 def test_the_search_finds_what_it_looks_for() -> None:
     text = 'if provider.id == "openai":\n    use("aws@work")\nprint("see openai too")\n'
     assert mentions(text, {"openai", "aws"}) == [(1, "openai"), (2, "aws@work")]
     assert len(IDS) > 20
-    assert len(sources()) > 5
+    assert len(sources()) > 200
 
 
 @pytest.mark.parametrize("file", sources(), ids=lambda file: str(file.relative_to(SOURCE)))
-def test_no_provider_is_known_by_its_id(file: Path) -> None:
-    assert mentions(file.read_text(), IDS - TOOLS.get(str(file.relative_to(SOURCE)), set())) == []
+def test_no_provider_and_no_agent_is_known_by_its_id(file: Path) -> None:
+    known = (IDS | set(BUILT_IN)) - DIALECTS - OTHERS.get(str(file.relative_to(SOURCE)), set())
+    assert mentions(file.read_text(), known) == []
+
+
+@pytest.mark.parametrize("file", sorted((SOURCE / "agents").glob("*.py")), ids=lambda file: file.name)
+def test_no_agent_is_known_but_in_its_own_file_and_the_table(file: Path) -> None:
+    known = set() if file.name == "__init__.py" else set(BUILT_IN) - {file.stem}
+    assert mentions(file.read_text(), known) == []
 
 
 @pytest.mark.parametrize("file", sorted((SOURCE / "runs").glob("*.py")), ids=lambda file: file.name)
-def test_launching_knows_no_agent_by_its_id(file: Path) -> None:
-    assert mentions(file.read_text(), set(BUILT_IN)) == []
+def test_a_run_knows_none_whatever_else_has_its_name(file: Path) -> None:
+    assert mentions(file.read_text(), IDS | set(BUILT_IN)) == []
 
 
 def test_importing_valetkey_brings_nothing_heavy() -> None:

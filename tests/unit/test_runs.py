@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -292,8 +293,11 @@ def test_programs_that_a_grant_is_for_are_named_where_they_are_not_there() -> No
     wanted = Wanted(command=("x",), grants=(ACME, WORK, bare), workspace=Path("/"))
 
     def missing(wanted: Wanted, *there: str) -> list[tuple[str, str]]:
-        found = missing_tools(wanted, Catalogue(), which=lambda name: name if name in there else None)  # type: ignore[arg-type]  # what it uses of one
-        return list(found)
+        class Holding(PlainSandbox):
+            def lacking(self, programs: Sequence[str], *, path: str) -> list[str]:
+                return [name for name in programs if name not in there]
+
+        return missing_tools(wanted, Catalogue(), Holding())  # type: ignore[arg-type]  # what it uses of a catalogue
 
     assert missing(wanted) == [("acme", "acme-cli"), ("acme", "git")]
     assert missing(wanted, "git") == [("acme", "acme-cli")]

@@ -157,7 +157,7 @@ def begin(state: State, wanted: Wanted) -> NoReturn:
     for lost in sweep(records, granting, state.audit, clear=_clear):
         state.note(f"the run {lost.id} had lost its parent: what it was granted is taken back")
     _forget_the_old(state, records)
-    for provider, tool in () if sandbox.own_programs else missing_tools(wanted, state.catalogue):
+    for provider, tool in missing_tools(wanted, state.catalogue, sandbox):
         state.note(f"{provider} is mostly used by {tool}, which is not in the sandbox")
     made = ready(
         wanted,

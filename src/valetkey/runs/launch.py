@@ -251,16 +251,13 @@ def sweep(records: Records, granting: Granting, audit: Audit, *, clear: Callable
     return lost
 
 
-def missing_tools(
-    wanted: Wanted,
-    catalogue: Catalogue,
-    *,
-    which: Callable[[str], str | None] = lambda name: shutil.which(name, path=PATH),
-) -> Sequence[tuple[str, str]]:
-    """Give the programs that a grant is mostly for and that the sandbox will not have, each with its provider.
+def missing_tools(wanted: Wanted, catalogue: Catalogue, sandbox: Sandbox) -> list[tuple[str, str]]:
+    """Give the programs that a grant is mostly for and that the sandbox does not have, each with its provider.
 
-    An agent is the tool of its own account, wherever its program lies.
+    An agent is the tool of its own account, wherever its program lies. Raises: what `Sandbox.lacking` raises.
     """
     own = None if wanted.account is None else wanted.account.provider
     providers = dict.fromkeys(ref.provider for ref in wanted.grants if ref.provider != own)
-    return [(name, tool) for name in providers for tool in catalogue.get(name).tools if which(tool) is None]
+    tools = [(name, tool) for name in providers for tool in catalogue.get(name).tools]
+    missing = sandbox.lacking([tool for _, tool in tools], path=PATH) if tools else ()
+    return [(name, tool) for name, tool in tools if tool in missing]

@@ -33,6 +33,8 @@ _ETC = (
     "alternatives ld.so.cache ld.so.conf ld.so.conf.d localtime mime.types services protocols terminfo"
     " ssl/certs ssl/openssl.cnf pki/tls/certs pki/ca-trust/extracted crypto-policies ca-certificates"
 )
+# What of the host's programs is there.
+_SYSTEM = ("/usr/", "/bin/", "/sbin/")
 
 
 class Bubblewrap:
@@ -104,6 +106,11 @@ class Bubblewrap:
             raise
         running.go((*_limiting(spec.limits), *spec.command))
         return running
+
+    def lacking(self, programs: Sequence[str], *, path: str) -> list[str]:
+        """Look where the system's programs are: a link that leads out of them leads nowhere inside."""
+        found = {name: shutil.which(name, path=path) for name in programs}
+        return [name for name, at in found.items() if at is None or not os.path.realpath(at).startswith(_SYSTEM)]
 
     def clear(self) -> None:
         """Do nothing: what is inside ends with the thread that started it, however that ends."""

@@ -19,7 +19,7 @@ import socket
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,6 +52,7 @@ ISOLATION = (
     " --tmpfs=/sys:ro,size=4k"
 )
 _NO_PYTHON = 127
+_LACKING = 'for name; do command -v "$name" > /dev/null || echo "$name"; done'
 # RLIM_INFINITY is -1 here; podman lowers its own limit to the kernel's pid_max, which is no lower than this.
 _UNLIMITED, _PROCESSES = 1 << 64, 32768
 
@@ -135,6 +136,21 @@ class Container:
         running = Running(launch, spec.limits)
         running.go(spec.command)
         return running
+
+    def lacking(self, programs: Sequence[str], *, path: str) -> list[str]:
+        """Ask a container of the image, in which nothing of a run is.
+
+        Raises: UsageError, SandboxUnavailable.
+        """
+        self.check()
+        limits = self._limiting(Limits(), Identity(uid=0, gid=0, options=(), alone=False))
+        words = (*ISOLATION.split(), *self._engine.options, *limits, "--user=0:0", f"--env=PATH={path}")
+        done = self._ask("run", *words, "--entrypoint=sh", self._image, "-c", _LACKING, "sh", *programs)
+        if done.returncode:
+            raise SandboxUnavailable(
+                f"{self.id} does not say what is in {self._image}: {_complaint(done)}", hint=self._engine.remedy
+            )
+        return done.stdout.split()
 
     def clear(self) -> None:
         """Remove what is left of the run, whose parent is gone. Raises: SandboxUnavailable."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from valetkey.sandbox import Overrun, Spec, Started
@@ -74,6 +75,10 @@ class FakeSandbox:
         """Raise what the test wants."""
         if self.fault is not None:
             raise self.fault
+
+    def lacking(self, programs: Sequence[str], *, path: str) -> list[str]:
+        """Look where this machine has them."""
+        return [name for name in programs if shutil.which(name, path=path) is None]
 
     def clear(self) -> None:
         """Nothing is left of a run that has no parent any more."""

@@ -94,6 +94,14 @@ class SandboxSuite:
         done = place.run(place.spec("sh", "-c", "cat; echo wrong >&2"), given="said\n")
         assert (done.out, done.err) == ("said\n", "wrong\n")
 
+    def test_it_says_which_programs_are_not_inside(self, place: Place) -> None:
+        programs, path = ("cat", "no-such-program", "sh", "nor-this-one"), "/usr/bin:/bin"
+        found = place.sandbox.lacking(programs, path=path)
+        assert found == ["no-such-program", "nor-this-one"]
+        look = "for name; do command -v $name > /dev/null || echo $name; done"
+        done = place.run(place.spec("sh", "-c", look, "sh", *programs, environment={"PATH": path}))
+        assert done.out.split() == found
+
     def test_only_the_three_streams_are_open(self, place: Place) -> None:
         done = place.probe("import os; print(sorted(map(int, os.listdir('/proc/self/fd')))[:-1])")
         assert done.out == "[0, 1, 2]\n"
