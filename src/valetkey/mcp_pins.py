@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from valetkey.clock import Clock
-from valetkey.errors import RecordDamaged
+from valetkey.errors import RecordDamaged, StoreUnwritable
 from valetkey.mcp import Tool
 from valetkey.store import Document, Store
 
@@ -27,6 +28,8 @@ _PINNED = ("name", "title", "description", "inputSchema", "outputSchema", "annot
 _KEPT_CHARACTERS = 8192
 # A server that makes up ever new tools must not fill the store.
 _MOST_TOOLS = 2000
+# It is held for one reading and one writing; the gateway answers nobody else while it waits.
+_LOCK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,47 +76,58 @@ class Pins:
     def compare(self, server: str, url: str, tools: Sequence[Tool]) -> _Told:
         """Hold a list of tools against the pins, pin what is new, and keep what has changed.
 
-        Raises: RecordDamaged, StoreError; ValueError for what is no JSON, or too many tools.
+        Raises: RecordDamaged, StoreError; ValueError for what is no JSON, one tool in two ways, or too many.
         """
-        pins, now = self.of(server, url), self._clock.now()
-        made, new, changed = dict(pins), [], []
+        told, now = dict[str, Seen](), self._clock.now()
         for tool in tools:
-            name = tool["name"]
             seen = Seen(hash=fingerprint(tool), description=_description(tool), at=now)
-            pin = made.get(name)
-            if pin is None:
-                made[name] = Pin(first=seen)
-                new.append(name)
-            elif seen.hash == pin.first.hash:
-                made[name] = replace(pin, changed=None)
-            elif pin.changed is None or pin.changed.hash != seen.hash:
-                made[name] = replace(pin, changed=seen)
-                changed.append(name)
-        if len(made) > _MOST_TOOLS:
-            raise ValueError(f"the server has named more than {_MOST_TOOLS} tools")
-        if made != pins:
-            self._keep(server, url, made)
-        return _Told(
-            new=tuple(new),
-            changed=tuple(changed),
-            withheld=frozenset(name for name, pin in made.items() if pin.changed is not None),
-        )
+            if told.setdefault(tool["name"], seen) != seen:
+                # What is let through is so by its name.
+                raise ValueError("the server says two things of one tool")
+        pins = self.of(server, url)
+        made, found = _compared(pins, told)
+        if made == pins:
+            return found
+        with self._alone(server):
+            # What was read before the lock may have been approved or written by another process since.
+            pins = self.of(server, url)
+            made, found = _compared(pins, told)
+            if made != pins:
+                self._keep(server, url, made)
+        return found
 
     def approve(self, server: str, url: str, tools: Sequence[str] = ()) -> list[str]:
         """Take changed tools (all, or these) as they are told now, and name them. Raises: StoreError."""
-        pins = self.of(server, url)
-        named = [name for name, pin in pins.items() if pin.changed is not None and (not tools or name in tools)]
-        fresh = {
-            name: pin if name not in named or pin.changed is None else Pin(first=pin.changed)
-            for name, pin in pins.items()
-        }
-        if named:
-            self._keep(server, url, fresh)
+        with self._alone(server):
+            pins = self.of(server, url)
+            named = [name for name, pin in pins.items() if pin.changed is not None and (not tools or name in tools)]
+            fresh = {
+                name: pin if name not in named or pin.changed is None else Pin(first=pin.changed)
+                for name, pin in pins.items()
+            }
+            if named:
+                self._keep(server, url, fresh)
         return named
 
     def forget(self, server: str) -> None:
         """Forget those of a server. Raises: StoreError."""
-        self._store.delete_document(_KIND, server)
+        with self._alone(server):
+            self._store.delete_document(_KIND, server)
+
+    @contextmanager
+    def _alone(self, server: str) -> Iterator[None]:
+        """Keep every other process from writing those of a server. Raises: StoreUnwritable."""
+        end = self._clock.monotonic() + _LOCK_SECONDS
+        while (lock := self._store.try_lock(f"{_KIND} {server}")) is None:
+            if self._clock.monotonic() >= end:
+                raise StoreUnwritable(
+                    f"another process is writing what is known of the MCP server {server}", hint="try again"
+                )
+            self._clock.pause(0.005)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _keep(self, server: str, url: str, pins: dict[str, Pin]) -> None:
         body = json.dumps(
@@ -121,6 +135,25 @@ class Pins:
         )
         now = self._clock.now()
         self._store.put_document(Document(kind=_KIND, id=server, title=server, body=body, updated_at=now))
+
+
+def _compared(pins: dict[str, Pin], told: dict[str, Seen]) -> tuple[dict[str, Pin], _Told]:
+    """Give the pins as they are after a list of tools. Raises: ValueError, where there are too many."""
+    made, new, changed = dict(pins), [], []
+    for name, seen in told.items():
+        pin = made.get(name)
+        if pin is None:
+            made[name] = Pin(first=seen)
+            new.append(name)
+        elif seen.hash == pin.first.hash:
+            made[name] = replace(pin, changed=None)
+        elif pin.changed is None or pin.changed.hash != seen.hash:
+            made[name] = replace(pin, changed=seen)
+            changed.append(name)
+    if len(made) > _MOST_TOOLS:
+        raise ValueError(f"the server has named more than {_MOST_TOOLS} tools")
+    withheld = frozenset(name for name, pin in made.items() if pin.changed is not None)
+    return made, _Told(new=tuple(new), changed=tuple(changed), withheld=withheld)
 
 
 def _description(tool: Tool) -> str:

@@ -121,17 +121,12 @@ def scene(certificate_authority: CertificateAuthority, workspace: Path, notes: N
             end(line)
 
 
-def add(line: CommandLine, notes: Notes, name: str = "notes", *words: str, path: str = "/mcp") -> None:
-    done = line("mcp", "add", name, notes.url + path, "--grant", "notes", *words)
-    assert done.status == 0, done.err
-
-
 REFUSED = "mcp.servers.{0}.tools allows read_*"
 
 
 def test_the_sdk_lists_and_calls_by_each_transport_and_sees_no_credential(scene: Scene) -> None:
-    add(scene.line, scene.notes, "notes", "--tool", "read_*")
-    add(scene.line, scene.notes, "older", "--tool", "read_*", "--transport", "sse", path="/sse")
+    scene.notes.add(scene.line, "notes", "--tool", "read_*")
+    scene.notes.add(scene.line, "older", "--tool", "read_*", "--transport", "sse", path="/sse")
     assert scene.line("mcp", "add", "local", "--", scene.python, "/workspace/local.py").status == 0
     done = scene("--mcp", "notes", "--mcp", "older", "--mcp", "local")
     # The local server says there what it was asked for and has not.
@@ -160,7 +155,7 @@ def test_the_sdk_lists_and_calls_by_each_transport_and_sees_no_credential(scene:
 
 
 def test_no_credential_is_to_be_found_inside_while_a_server_is_used(scene: Scene) -> None:
-    add(scene.line, scene.notes)
+    scene.notes.add(scene.line)
     # From another process, so that the memory of the client is looked at too.
     searched = f"exec(open('client.py').read()); import os; os.system({SEARCH!r})"
     done = scene("--mcp", "notes", "--env", "CONTROL=sk-notes-valetkey-placeholder-vkp_", python=("-c", searched))
@@ -172,7 +167,7 @@ def test_no_credential_is_to_be_found_inside_while_a_server_is_used(scene: Scene
 
 
 def test_a_run_that_was_not_given_a_server_does_not_reach_it(scene: Scene) -> None:
-    add(scene.line, scene.notes)
+    scene.notes.add(scene.line)
     script = (
         "for at in mcp/notes notes/mcp; do curl -sS -o /dev/null -w '%{http_code} ' http://127.0.0.1:3128/$at; done"
     )
@@ -188,7 +183,7 @@ def test_a_run_that_was_not_given_a_server_does_not_reach_it(scene: Scene) -> No
 
 
 def test_a_changed_description_is_told_at_the_end_and_waits_for_approval(scene: Scene) -> None:
-    add(scene.line, scene.notes)
+    scene.notes.add(scene.line)
     assert scene.line("mcp", "check").out == "notes: no run has listed its tools yet.\n"
     assert json.loads(scene("--mcp", "notes").out)["notes"][0] == ["delete_note", "read_all", "read_note"]
     assert scene.line("mcp", "check", "notes").out == "notes: 3 tools seen, none has changed.\n"
@@ -215,7 +210,7 @@ def test_a_changed_description_is_told_at_the_end_and_waits_for_approval(scene: 
 
 
 def test_servers_of_the_settings_are_given_where_none_is_named(scene: Scene) -> None:
-    add(scene.line, scene.notes)
+    scene.notes.add(scene.line)
     words = ("run", "--workspace", str(scene.workspace), "--", "cat", "/etc/valetkey/mcp.json")
     assert scene.line(*words).status == 1
     done = scene.line(*words, environ={"VALETKEY_RUNS_MCP": "notes"})
@@ -224,7 +219,7 @@ def test_servers_of_the_settings_are_given_where_none_is_named(scene: Scene) -> 
 
 
 def test_what_is_missing_stops_a_run_before_it_starts(scene: Scene) -> None:
-    add(scene.line, scene.notes)
+    scene.notes.add(scene.line)
     done = scene("--mcp", "other")
     assert (done.status, "no MCP server 'other'; configured: notes" in done.err) == (2, True)
     assert scene.line("logout", "notes", "--yes").status == 0
@@ -239,7 +234,7 @@ def test_what_is_missing_stops_a_run_before_it_starts(scene: Scene) -> None:
 def test_claude_code_has_the_tools_in_its_own_settings(place: Place, notes: Notes, aimock: ApiMock) -> None:
     place.login("anthropic", "api-key")
     notes.declare(place.line)
-    add(place.line, notes, "notes", "--tool", "read_*")
+    notes.add(place.line, "notes", "--tool", "read_*")
     listed = place("run", "claude", "--mcp", "notes", "--workspace", str(place.workspace), "--", "mcp", "list")
     assert "http://127.0.0.1:3128/mcp/notes" in listed.out
     assert "Connected" in listed.out
@@ -257,9 +252,9 @@ def test_claude_code_has_the_tools_in_its_own_settings(place: Place, notes: Note
     assert holding(notes.key, [*(place.line.home / "runs").rglob("*")]) == []
     kept = place.runs()[0]
     assert (kept["mcp"], kept["grants"]) == (["notes"], ["anthropic@default"])
-    # It keeps the mark by which another run's preparation knows them again.
+    # It keeps the list by which another run's preparation knows them again.
     state = json.loads((place.line.home / "runs" / kept["id"] / "home" / ".claude.json").read_text())
-    assert state["mcpServers"]["notes"]["valetkey"] is True
+    assert state["valetkey"] == {"mcpServers": ["notes"]}
     # A run that goes on has them as well.
     assert place("runs", "resume", kept["id"], "--", "-p", "And again.").status == 0
     assert place.runs()[0]["mcp"] == ["notes"]
@@ -269,7 +264,7 @@ def test_claude_code_has_the_tools_in_its_own_settings(place: Place, notes: Note
 def test_codex_has_the_tools_in_its_own_settings(place: Place, notes: Notes, aimock: ApiMock) -> None:
     place.login("openai", "api-key")
     notes.declare(place.line)
-    add(place.line, notes, "notes", "--tool", "read_*")
+    notes.add(place.line, "notes", "--tool", "read_*")
     assert place.line("mcp", "add", "local", "--", "/workspace/local", "--flag").status == 0
     words = ("run", "codex", "--mcp", "notes", "--workspace", str(place.workspace), "--")
     done = place(*words, "exec", "Say hello.")
@@ -287,7 +282,7 @@ def test_codex_has_the_tools_in_its_own_settings(place: Place, notes: Notes, aim
 def test_codex_says_that_it_has_no_older_transport(place: Place, notes: Notes) -> None:
     place.login("openai", "api-key")
     notes.declare(place.line)
-    add(place.line, notes, "older", "--transport", "sse", path="/sse")
+    notes.add(place.line, "older", "--transport", "sse", path="/sse")
     done = place("run", "codex", "--mcp", "older", "--workspace", str(place.workspace), "--", "exec", "hi")
     assert (done.status, "streamable HTTP alone, and older is configured for sse" in done.err) == (1, True)
     assert place.runs() == []

@@ -72,6 +72,11 @@ class Notes:
         done = line("login", "notes", "--key", "-", "--no-verify", "--yes", stdin=self.key)
         assert done.status == 0, done.err
 
+    def add(self, line: CommandLine, name: str = "notes", *words: str, path: str = "/mcp") -> None:
+        """Name it as an MCP server for runs."""
+        done = line("mcp", "add", name, self.url + path, "--grant", "notes", *words)
+        assert done.status == 0, done.err
+
     def methods(self) -> list[str]:
         """Give the methods of all messages that came."""
         return [json.loads(body).get("method", "") for method, _, body in self.asked if method == "POST" and body]

@@ -263,21 +263,45 @@ OLDER = McpServer(name="older", url="http://127.0.0.1:3128/mcp/older", transport
 FILES = McpServer(name="files", command=("npx", "files", "a b"))
 
 
-def test_claude_code_has_the_servers_of_its_run_and_none_of_an_earlier_one(tmp_path: Path) -> None:
-    def kept(*servers: McpServer) -> dict[str, dict[str, object]]:
-        Claude().prepare(tmp_path, replace(served("anthropic"), mcp_servers=servers))
-        found: dict[str, dict[str, object]] = json.loads((tmp_path / ".claude.json").read_text())["mcpServers"]
-        return {name: {k: v for k, v in server.items() if k != "valetkey"} for name, server in found.items()}
+BY_ADDRESS = {
+    "linear": {"type": "http", "url": LINEAR.url},
+    "older": {"type": "sse", "url": OLDER.url},
+}
+BY_COMMAND = {"command": "npx", "args": ["files", "a b"]}
 
-    (tmp_path / ".claude.json").write_text('{"mcpServers": {"own": {"command": "x"}}}')
+
+@pytest.mark.parametrize(
+    ("agent", "file", "more", "by_command"),
+    [
+        (Claude(), ".claude.json", {}, {"type": "stdio", "env": {}}),
+        (Copilot(), ".copilot/mcp-config.json", {"tools": ["*"]}, {"type": "local"}),
+        (Gemini(), ".gemini/settings.json", {}, {}),
+    ],
+)
+def test_an_agent_has_the_servers_of_its_run_beside_its_own_and_none_of_an_earlier_one(
+    agent: Agent, file: str, more: dict[str, object], by_command: dict[str, object], tmp_path: Path
+) -> None:
+    def kept(*servers: McpServer) -> dict[str, object]:
+        agent.prepare(tmp_path, replace(served("anthropic"), mcp_servers=servers))
+        found: dict[str, object] = json.loads((tmp_path / file).read_text())["mcpServers"]
+        return found
+
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text('{"mcpServers": {"own": {"command": "x"}}}')
     assert kept(LINEAR, OLDER, FILES) == {
         "own": {"command": "x"},
-        "linear": {"type": "http", "url": LINEAR.url},
-        "older": {"type": "sse", "url": OLDER.url},
-        "files": {"type": "stdio", "command": "npx", "args": ["files", "a b"], "env": {}},
+        **{name: server | more for name, server in BY_ADDRESS.items()},
+        "files": BY_COMMAND | by_command | more,
     }
     assert list(kept(OLDER)) == ["own", "older"]
     assert list(kept()) == ["own"]
+
+
+@pytest.mark.parametrize("left", ['{"valetkey": 1}', '{"valetkey": {"mcpServers": [{}, 1, "x"]}, "mcpServers": []}'])
+def test_a_list_of_servers_that_a_run_spoilt_does_no_harm(left: str, tmp_path: Path) -> None:
+    (tmp_path / ".claude.json").write_text(left)
+    Claude().prepare(tmp_path, replace(served("anthropic"), mcp_servers=(LINEAR,)))
+    assert list(json.loads((tmp_path / ".claude.json").read_text())["mcpServers"]) == ["linear"]
 
 
 def test_codex_has_the_servers_of_its_run_and_refuses_what_it_cannot_speak(tmp_path: Path) -> None:

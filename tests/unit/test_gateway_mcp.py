@@ -359,6 +359,27 @@ def test_a_list_of_tools_is_filtered(scene: Scene) -> None:
     assert names_in(scene.ask(run)[2]) == ["read"]
 
 
+def test_a_compressed_list_is_filtered_where_no_credential_goes_in(tmp_path: Path, clock: FakeClock) -> None:
+    """Nothing has to be scrubbed from such an answer: it is opened for its list of tools alone."""
+    packed = gzip.compress(tools("read", "delete"), mtime=0)
+    method = AuthMethod(id="key", kind="api-key", optional=True)
+
+    def script(talk: Conversation) -> None:
+        for request in requests(talk):
+            assert request.header("authorization") is None
+            talk.send(answer(packed, headers="content-encoding: gzip\r\n"))
+
+    with faults(), Upstream(script) as upstream:
+        api = Api(base_url=upstream.url, dialect="none", hosts=(upstream.url.split("/")[2],))
+        acme = Provider(id="acme", name="Acme", api=api, auth=(method,), origin="user")
+        with running_gateway(acme, home=tmp_path, clock=clock, logged_in=False) as running:
+            server = Relayed(name="linear", url=upstream.url + "/mcp", grant=ACME, tools=("read*",))
+            with running.run_raw(running.begin_run(servers=(server,))) as client:
+                _, headers, body = sent(client, LIST).answer()
+    assert "content-encoding" not in headers
+    assert names_in(body) == ["read"]
+
+
 def test_a_list_in_a_stream_is_filtered_wherever_it_is_cut(scene: Scene) -> None:
     run, whole = scene.begin(), event(tools("read", "delete"))
     scene.reply = STREAM + b"".join(chunk(bytes((byte,))) for byte in whole) + b"0\r\n\r\n"
@@ -375,6 +396,7 @@ def test_a_list_in_a_stream_is_filtered_wherever_it_is_cut(scene: Scene) -> None
         answer(b"<html>"),
         answer(b'{"result":{"tools":[]},"result":{"tools":[{"name":"delete"}]}}'),
         answer(b"\x0b\x02\x80{}\x03", headers="content-encoding: br\r\n"),
+        answer(b'{"result":{"tools":[{"name":"read","description":"x"},{"name":"read","description":"y"}]}}'),
     ],
 )
 def test_an_answer_that_nobody_can_look_into_is_none(scene: Scene, reply: bytes) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from valetkey.errors import RecordDamaged
+from tests.support.stored import opened
+from valetkey.errors import RecordDamaged, StoreUnwritable
 from valetkey.mcp_pins import Pins, fingerprint
 from valetkey.store import Document
 from valetkey.testing.clock import FakeClock
@@ -113,3 +117,79 @@ def test_a_server_that_makes_up_ever_new_tools_is_stopped(clock: FakeClock) -> N
     pins = Pins(MemoryStore(clock=clock), clock)
     with pytest.raises(ValueError, match="more than 2000 tools"):
         pins.compare("one", URL, [tool(str(n)) for n in range(2001)])
+
+
+def test_a_list_that_says_two_things_of_one_tool_is_no_list(clock: FakeClock) -> None:
+    """By its name both would be let through, whichever of them is the pinned one."""
+    pins = Pins(MemoryStore(clock=clock), clock)
+    pins.compare("one", URL, [tool(), tool()])
+    for tools in ([tool(description="x"), tool()], [tool(), tool(description="x")]):
+        with pytest.raises(ValueError, match="two things of one tool"):
+            pins.compare("one", URL, tools)
+
+
+# Each pins tools of its own with one server, and says when it can begin.
+WRITE = """
+import sys
+from pathlib import Path
+from valetkey.clock import SystemClock
+from valetkey.config import Paths
+from valetkey.mcp_pins import Pins
+from valetkey.stores import open_store
+from valetkey.stores.keyfile import KeyFile
+home, name, url = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+clock = SystemClock()
+pins = Pins(open_store(Paths(home=home), clock=clock, key_source=KeyFile(str(home / "store.key"))), clock)
+pins.of("one", url)
+print("ready", flush=True)
+sys.stdin.readline()
+for n in range(30):
+    for description in "before", "after":
+        pins.compare("one", url, [{"name": f"{name}-{n}", "description": description}])
+    assert pins.approve("one", url, [f"{name}-{n}"]) == [f"{name}-{n}"]
+"""
+
+
+def test_what_one_process_pins_or_approves_is_not_lost_to_what_another_writes(home: Path) -> None:
+    store, clock = opened(home), FakeClock()
+    words = [sys.executable, "-c", WRITE, str(home)]
+    pipe = subprocess.PIPE
+    running = [subprocess.Popen([*words, name, URL], stdin=pipe, stdout=pipe, text=True) for name in ("a", "b")]
+    try:
+        for process in running:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in running:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        assert [process.wait(60) for process in running] == [0, 0]
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+    pins = Pins(store, clock).of("one", URL)
+    assert {(name, pin.first.description, pin.changed) for name, pin in pins.items()} == {
+        (f"{name}-{n}", "after", None) for name in "ab" for n in range(30)
+    }
+    store.close()
+
+
+def test_while_another_process_writes_them_nothing_is_pinned_approved_or_forgotten(clock: FakeClock) -> None:
+    store = MemoryStore(clock=clock)
+    pins = Pins(store, clock)
+    pins.compare("one", URL, [tool()])
+    held = store.try_lock("mcp-pins one")
+    assert held is not None
+    for write in (
+        lambda: pins.compare("one", URL, [tool(description="x")]),
+        lambda: pins.approve("one", URL),
+        lambda: pins.forget("one"),
+    ):
+        with pytest.raises(StoreUnwritable, match="another process"):
+            write()
+    # What is told as it is known is compared all the same, and so is another server.
+    assert pins.compare("one", URL, [tool()]).withheld == frozenset()
+    assert pins.compare("two", URL, [tool()]).new == ("read",)
+    held.release()
+    assert pins.compare("one", URL, [tool(description="x")]).changed == ("read",)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from valetkey.errors import UnclearAnswer
-from valetkey.gateway import mcp_stream
 from valetkey.gateway.mcp_stream import Inspected
 from valetkey.mcp import Tool
 
@@ -120,17 +119,15 @@ def test_an_empty_answer_passes(kind: str) -> None:
 
 
 @pytest.mark.parametrize("begin", [b"", b"data: ", b"data: x\n"])
-def test_what_is_too_long_ends_the_answer(monkeypatch: pytest.MonkeyPatch, begin: bytes) -> None:
-    monkeypatch.setattr(mcp_stream, "MAX_MESSAGE_BYTES", 1000)
-    inspected = Inspected(EVENTS if begin else "application/json", keep)
+def test_what_is_too_long_ends_the_answer(begin: bytes) -> None:
+    inspected = Inspected(EVENTS if begin else "application/json", keep, most_bytes=1000)
     inspected.feed(begin)
     pieces = [b": " + b"x" * 98 + b"\n"] * 20
     with pytest.raises(UnclearAnswer, match="too long"):
         list(map(inspected.feed, pieces))
 
 
-def test_a_stream_may_be_longer_than_any_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mcp_stream, "MAX_MESSAGE_BYTES", 1000)
-    inspected = Inspected(EVENTS, keep)
+def test_a_stream_may_be_longer_than_any_event() -> None:
+    inspected = Inspected(EVENTS, keep, most_bytes=1000)
     for _ in range(100):
         assert inspected.feed(b"data: {}\n\n" * 10) == b"data: {}\n\n" * 10

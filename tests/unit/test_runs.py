@@ -293,7 +293,7 @@ def test_programs_that_a_grant_is_for_are_named_where_they_are_not_there() -> No
     wanted = Wanted(command=("x",), grants=(ACME, WORK, bare), workspace=Path("/"))
 
     def missing(wanted: Wanted, *there: str) -> list[tuple[str, str]]:
-        class Holding(PlainSandbox):
+        class Holding(FakeSandbox):
             def lacking(self, programs: Sequence[str], *, path: str) -> list[str]:
                 return [name for name in programs if name not in there]
 

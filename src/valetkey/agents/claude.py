@@ -29,8 +29,6 @@ _QUIET = {
 }
 # It asks about a key that it has not seen before, and knows it again by this much of its end.
 _KNOWN_END = 20
-# It keeps what it does not know.
-_OURS = "valetkey"
 
 
 class Claude:
@@ -54,11 +52,7 @@ class Claude:
         homes.table(projects, WORKSPACE)["hasTrustDialogAccepted"] = True
         if "ANTHROPIC_API_KEY" in shown:
             state["customApiKeyResponses"] = {"approved": [shown["ANTHROPIC_API_KEY"][-_KNOWN_END:]], "rejected": []}
-        servers = homes.table(state, "mcpServers")
-        # Those that an earlier run in this home had from us: another one may not have them.
-        for name in [name for name, kept in servers.items() if isinstance(kept, dict) and kept.get(_OURS)]:
-            del servers[name]
-        servers |= {server.name: _mcp(server) for server in served.mcp_servers}
+        homes.put_servers(state, {server.name: _mcp(server) for server in served.mcp_servers})
         homes.write(home, _STATE, json.dumps(state).encode())
         return Prepared(environment={**_QUIET, "ANTHROPIC_BASE_URL": served.base_url, **shown}, without=_CREDENTIALS)
 
@@ -73,5 +67,5 @@ class Claude:
 
 def _mcp(server: McpServer) -> dict[str, Any]:
     if server.url is not None:
-        return {"type": server.transport, "url": server.url, _OURS: True}
-    return {"type": "stdio", "command": server.command[0], "args": [*server.command[1:]], "env": {}, _OURS: True}
+        return {"type": server.transport, "url": server.url}
+    return {"type": "stdio", "command": server.command[0], "args": [*server.command[1:]], "env": {}}

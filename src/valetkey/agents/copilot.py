@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from valetkey.agent import Prepared, Served, Session
+from valetkey.agent import McpServer, Prepared, Served, Session
 from valetkey.agents import home as homes
 from valetkey.provider import DialectId
 from valetkey.sandbox import WORKSPACE
@@ -16,6 +16,7 @@ from valetkey.sandbox import WORKSPACE
 __all__ = ["Copilot"]
 
 _STATE = ".copilot/config.json"
+_SERVERS = ".copilot/mcp-config.json"
 _SESSIONS = ".copilot/session-state"
 _SESSION = re.compile(rf"({homes.UUID})/events\.jsonl")
 _TOKEN = "COPILOT_GITHUB_TOKEN"  # a variable's name
@@ -47,7 +48,10 @@ class Copilot:
         """See Agent. An account whose declaration wants Copilot's own variable is one of GitHub's."""
         state: dict[str, Any] = homes.state(home, _STATE)
         state["trustedFolders"] = sorted({WORKSPACE, *_texts(state.get("trustedFolders"))})
+        servers = homes.state(home, _SERVERS)
+        homes.put_servers(servers, {server.name: _mcp(server) for server in served.mcp_servers})
         homes.write(home, _STATE, json.dumps(state).encode())
+        homes.write(home, _SERVERS, json.dumps(servers).encode())
         without = frozenset({_TOKEN, *_SERVER})
         if _TOKEN in served.variables:
             return Prepared(environment={**_QUIET, _TOKEN: served.variables[_TOKEN]}, without=without)
@@ -69,6 +73,12 @@ class Copilot:
     def sessions(self, home: Path) -> list[Session]:
         """See Agent."""
         return homes.sessions(home, _SESSIONS, _SESSION)
+
+
+def _mcp(server: McpServer) -> dict[str, Any]:
+    if server.url is not None:
+        return {"type": server.transport, "url": server.url, "tools": ["*"]}
+    return {"type": "local", "command": server.command[0], "args": [*server.command[1:]], "tools": ["*"]}
 
 
 def _texts(value: object) -> list[str]:

@@ -6,8 +6,9 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from valetkey.agent import Prepared, Served, Session
+from valetkey.agent import McpServer, Prepared, Served, Session
 from valetkey.agents import home as homes
 from valetkey.provider import DialectId
 
@@ -49,6 +50,7 @@ class Gemini:
         general |= {"enableAutoUpdate": False, "enableAutoUpdateNotification": False}
         homes.table(settings, "privacy")["usageStatisticsEnabled"] = False
         homes.table(settings, "telemetry")["enabled"] = False
+        homes.put_servers(settings, {server.name: _mcp(server) for server in served.mcp_servers})
         homes.write(home, _SETTINGS, json.dumps(settings).encode())
         return Prepared(environment={_KEY: served.placeholder, _BASE_URL: served.base_url}, without=_OTHERS)
 
@@ -59,6 +61,12 @@ class Gemini:
     def sessions(self, home: Path) -> list[Session]:
         """See Agent."""
         return homes.sessions(home, _SESSIONS, _SESSION, id_in=_id_in)
+
+
+def _mcp(server: McpServer) -> dict[str, Any]:
+    if server.url is not None:
+        return {"type": server.transport, "url": server.url}
+    return {"command": server.command[0], "args": [*server.command[1:]]}
 
 
 def _id_in(line: bytes) -> str | None:

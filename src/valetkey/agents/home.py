@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
@@ -16,7 +16,7 @@ from typing import Any
 from valetkey.agent import Session
 from valetkey.errors import HomeUnusable
 
-__all__ = ["UUID", "read", "sessions", "state", "table", "write"]
+__all__ = ["UUID", "put_servers", "read", "sessions", "state", "table", "write"]
 
 # What they call sessions by (RFC 9562 section 4), as part of a pattern.
 UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
@@ -24,6 +24,8 @@ _LARGEST_BYTES = 64 << 20
 _LONGEST_LINE_BYTES = 64 << 10
 # Below the folder of sessions: year, month, day. Whoever was in there may have made a thousand.
 _DEEPEST = 3
+# Beside the settings, where agents keep what they do not know: in a server's own table some refuse it or leave it out.
+_OURS = "valetkey"
 
 
 def read(home: Path, name: str) -> bytes | None:
@@ -84,6 +86,20 @@ def table(above: dict[str, Any], name: str) -> dict[str, Any]:
         above[name] = {}
     found: dict[str, Any] = above[name]
     return found
+
+
+def put_servers(settings: dict[str, Any], servers: Mapping[str, Any]) -> None:
+    """Put MCP servers, by name, into `mcpServers` of an agent's settings, in place of those that this put there before.
+
+    What has another name stays: the agent put it there, in this run's home or an earlier one.
+    """
+    there = table(settings, "mcpServers")
+    before = table(settings, _OURS).get("mcpServers")
+    for name in before if isinstance(before, list) else ():
+        if isinstance(name, str):
+            there.pop(name, None)
+    there |= servers
+    settings[_OURS]["mcpServers"] = [*servers]
 
 
 def sessions(

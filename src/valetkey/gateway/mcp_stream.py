@@ -18,7 +18,7 @@ class Inspected:
 
     `endpoint` gives the address inside of the run for one that an event `endpoint` names; None where there is none to
     come. Both callables may raise UnclearAnswer. What is neither JSON nor events has to be empty; with `drops` nothing
-    of it goes on.
+    of it goes on. A body in JSON, or one event, has at most `most_bytes`.
     """
 
     def __init__(
@@ -28,11 +28,13 @@ class Inspected:
         *,
         endpoint: Callable[[str], str] | None = None,
         drops: bool = False,
+        most_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self._kind = content_type.partition(";")[0].strip().lower()
         self._let_through = let_through
         self._endpoint = endpoint
         self._drops = drops
+        self._most_bytes = most_bytes
         # Of JSON the whole; of events the line that has not ended.
         self._held = bytearray()
         self._lines: list[bytes] = []
@@ -52,7 +54,7 @@ class Inspected:
                 return b""
             raise _unclear("it is neither JSON nor a stream of events")
         self._held += data
-        if len(self._held) > MAX_MESSAGE_BYTES:
+        if len(self._held) > self._most_bytes:
             raise _unclear("it is too long")
         return b""
 
@@ -90,7 +92,7 @@ class Inspected:
         return b"".join(out)
 
     def _check_size(self) -> None:
-        if self._size > MAX_MESSAGE_BYTES:
+        if self._size > self._most_bytes:
             raise _unclear("one of its events is too long")
 
     def _event(self, lines: list[bytes]) -> bytes:

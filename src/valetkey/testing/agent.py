@@ -7,8 +7,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from valetkey.agent import Prepared, Served, Session
+from valetkey.agent import McpServer, Prepared, Served, Session
 from valetkey.agents import home as homes
 from valetkey.errors import HomeUnusable
 from valetkey.provider import DialectId
@@ -42,6 +43,7 @@ class FakeAgent:
             raise HomeUnusable(
                 f"{home / _SETTINGS} cannot be read", hint="begin a new run, without --resume"
             ) from error
+        homes.put_servers(settings, {server.name: _mcp(server) for server in served.mcp_servers})
         homes.write(home, _SETTINGS, json.dumps(settings | {"asks": False}).encode())
         return Prepared(environment={"FAKE_AGENT_BASE_URL": served.base_url, "FAKE_AGENT_KEY": served.placeholder})
 
@@ -52,3 +54,7 @@ class FakeAgent:
     def sessions(self, home: Path) -> list[Session]:
         """See Agent."""
         return homes.sessions(home, _SESSIONS, _SESSION)
+
+
+def _mcp(server: McpServer) -> dict[str, Any]:
+    return {"command": [*server.command]} if server.url is None else {"type": server.transport, "url": server.url}
