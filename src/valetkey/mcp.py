@@ -229,7 +229,11 @@ def look_at(body: bytes, rules: Rules) -> Pass | Answered | Unclear:
     single = {} if isinstance(found, list) else found
     params = single.get("params")
     name = params.get("name") if isinstance(params, dict) else None
-    return Pass(body=_written(found), method=single.get("method"), name=name if isinstance(name, str) else None)
+    try:
+        written = _written(found)
+    except ValueError as error:
+        return Unclear(reason=str(error))
+    return Pass(body=written, method=single.get("method"), name=name if isinstance(name, str) else None)
 
 
 def refusal_of(reason: str) -> bytes:
@@ -308,14 +312,32 @@ def _member(value: Any, name: str) -> Any:
 # --- JSON that has one reading ---------------------------------------------------------------
 
 
+# A quarter of a second to read; 16 MiB of nothing but empty arrays would hold up all that the gateway serves for 4 s.
+_MOST_PARTS = 250_000
+
+
 def _read(body: bytes) -> Any:
     """Read JSON (RFC 8259) as nobody can read it otherwise. Raises: ValueError with a reason, and no word of it."""
+    if body.count(b"[") + body.count(b"{") > _MOST_PARTS:
+        raise ValueError("it has too many arrays and objects")
     try:
-        return json.loads(body.decode(), object_pairs_hook=_once, parse_constant=_no_constant)
+        return json.loads(
+            body.decode(),
+            object_pairs_hook=_once,
+            parse_constant=_no_constant,
+            parse_int=_whole,
+        )
     except UnicodeDecodeError:
         raise ValueError("it is not UTF-8") from None
     except (json.JSONDecodeError, RecursionError):
         raise ValueError("it is not JSON") from None
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:  # Python reads 4,300 digits
+        raise ValueError("it has a number that is too large") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -331,5 +353,8 @@ def _no_constant(_: str) -> None:
 
 
 def _written(value: Any) -> bytes:
-    # In ASCII: half a surrogate pair stays what it was.
-    return json.dumps(value, separators=(",", ":")).encode()
+    # In ASCII: half a surrogate pair stays what it was. A number such as 1e400 would become what no JSON has.
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    except ValueError:
+        raise ValueError("it has a number that is too large") from None

@@ -24,6 +24,7 @@ _KIND = "mcp-pins"
 _FORMAT = 1
 # All of a tool that a client may show to a model; not its icons and `_meta`.
 _PINNED = ("name", "title", "description", "inputSchema", "outputSchema", "annotations")
+_SPELT = frozenset(member.casefold() for member in _PINNED)
 # So much of a description is kept for whoever is to approve a change; the hash is of the whole.
 _KEPT_CHARACTERS = 8192
 # A server that makes up ever new tools must not fill the store.
@@ -192,7 +193,13 @@ def _seen(value: dict[str, str]) -> Seen:
 
 
 def fingerprint(tool: Tool) -> str:
-    """Give the SHA-256 of a tool, in hex, whatever the order of its members. Raises: ValueError for what is no JSON."""
+    """Give the SHA-256 of a tool, in hex, whatever the order of its members.
+
+    Raises: ValueError for what is no JSON, and for a `Description`: readers that do not mind how it is spelt would show
+    what was not pinned.
+    """
+    if any(key not in _PINNED and key.casefold() in _SPELT for key in tool):
+        raise ValueError("it has a member of a tool in another spelling")
     pinned = {key: tool[key] for key in _PINNED if key in tool}
     try:
         text = json.dumps(pinned, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))

@@ -15,6 +15,7 @@ __all__ = [
     "CREDENTIAL_PLACES",
     "Owner",
     "check_file_target",
+    "check_in_place",
     "check_mount",
     "check_mount_target",
     "check_workspace",
@@ -95,6 +96,15 @@ def check_mount(mount: Mount, *, home: Path, valetkey_home: Path) -> Mount:
     _check_source(source, home=home, valetkey_home=valetkey_home)
     check_mount_target(mount.target)
     return Mount(source=source, target=mount.target, read_only=mount.read_only)
+
+
+def check_in_place(path: Path) -> None:
+    """See that a workspace or a mount's source, which had no links when it was looked at, has none now.
+
+    It may lie where something that runs can put one. Raises: WorkspaceRefused.
+    """
+    if path.resolve() != path:
+        raise WorkspaceRefused(f"{path} is not what it was when the run began", hint="begin a new run")
 
 
 def check_mount_target(target: str) -> None:

@@ -269,6 +269,20 @@ def test_what_joined_a_run_ends_with_it(line: CommandLine, workspace: Path) -> N
         joined.communicate()
 
 
+def test_a_run_leaves_nothing_that_cannot_be_removed(line: CommandLine, workspace: Path) -> None:
+    deep = "import os; os.chdir(os.environ['HOME']); [(os.mkdir('d'), os.chdir('d')) for _ in range(3000)]"
+    script = (
+        f'python3 -c "{deep}"; mkfifo ~/p;'
+        " mkdir -p ~/a/b/c; touch ~/a/b/c/d; ln -s / ~/a/root; chmod 0 ~/a/b/c ~/a/b ~/p; chmod 0500 ~/a ~"
+    )
+    assert line("run", "--workspace", str(workspace), "--", "sh", "-c", script).status == 0
+    (kept,) = line("runs", "list", "--json").json["runs"]
+    assert (kept["state"], kept["bytes"] > 0) == ("ended", True)
+    done = line("runs", "remove", kept["id"])
+    assert done.status == 0, done.err
+    assert not (line.home / "runs" / kept["id"]).exists()
+
+
 def test_words_that_are_no_command_hint_at_ask(line: CommandLine, workspace: Path) -> None:
     done = line("run", "--workspace", str(workspace), "what is this")
     assert (done.status, "valetkey ask" in done.err) == (2, True)

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from valetkey.chat.ask import cleaned
+from valetkey.cli.approvals import _lines
 from valetkey.cli.output import ago, plain, plain_json, table, until, width_of
 from valetkey.testing.clock import START
 
@@ -90,3 +91,14 @@ def test_json_for_a_terminal_moves_no_cursor_either_and_means_the_same() -> None
 def test_other_text_stays_as_it_is(text: str) -> None:
     assert plain(text) == text
     assert json.loads(plain_json(json.dumps(text, ensure_ascii=False))) == text
+
+
+@pytest.mark.parametrize("filling", [" ", "\N{IDEOGRAPHIC FULL STOP}", "\N{FULLWIDTH LATIN SMALL LETTER A}", "-", "a"])
+def test_no_word_of_a_run_stands_where_ours_begin_on_a_terminal_of_80(filling: str) -> None:
+    """A long line would be broken by the terminal, and what the run has put there would look like the next request."""
+    for count in range(40, 100):
+        reason = f"to go on{filling * count}5f0c21aa  run 1234  -  asks for: GET api.example.com/harmless"[:300]
+        pending = {"kind": "access", "url": "", "method": "", "reason": reason, "allows": "POST api.example.com/keys"}
+        asked, *lines = (f"  {line}" for line in _lines(pending))
+        assert asked == "  asks for: POST api.example.com/keys"
+        assert all(line.startswith("  it says: ") and width_of(line) < 80 for line in lines)

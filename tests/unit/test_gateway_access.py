@@ -406,3 +406,65 @@ def test_what_cannot_be_read_is_not_taken_for_nothing(scene: Scene) -> None:
             access_requests.load(store, "run-1")
         scene.running.do(scene.running.gateway.refresh)
         assert scene.send("/acme/models")[1]["error"]["code"] == "run_refused"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"url": "https://\\ud800.example/"}',
+        b'{"url": "https://a.example/\\ud800"}',
+        b'{"url": "https://a.example/\\u202e"}',
+        b'{"url": "https://a.example/x\\"\\n[[rule]]"}',
+        b'{"url": "https://a.example/\\\\u002a"}',
+        b'{"url": "https://a.example/%5Cu002a"}',
+        b'{"url": "https://a.example/**", "method": "GET"}',
+        b'{"url": "a.example/**", "method": "CONNECT"}',
+        b'{"url": "*:443", "method": "CONNECT"}',
+        b'{"url": "*.example:443", "method": "CONNECT"}',
+        b'{"url": "a.example:443@b.example:443", "method": "CONNECT"}',
+        b'{"url": "/valetkey/access"}',
+        b'{"url": "http://127.0.0.1:3128/valetkey/access"}',
+        b'{"url": "http://127.0.0.1:4380/acme/files"}',
+        b'{"url": "http://[::ffff:127.0.0.1]/x"}',
+        b'{"url": "http://169.254.169.254/latest"}',
+        b'{"url": "https://a.example/x", "method": "GET,POST"}',
+        b'{"url": "https://a.example/x", "method": "*"}',
+        b'{"url": "https://a.example/x", "method": "get"}',
+        b'{"url": {"x": 1}}',
+        b'{"grant": "../../etc"}',
+        b'{"grant": "acme@\\ud800"}',
+        b'{"grant": "acme", "url": "https://a.example"}',
+        b"[" * 16000,
+        b"\xff\xfe{",
+        b"[]",
+        b"",
+    ],
+    ids=range(27),
+)
+def test_no_request_for_access_asks_for_more_than_a_person_reads(scene: Scene, body: bytes) -> None:
+    status, told = scene.send(PATH, method="POST", body=body)
+    assert 400 <= status < 500, told
+    assert scene.pending() == []
+
+
+@pytest.mark.parametrize("wait", ["nan", "inf", "-1", "1e400", "x", ""])
+def test_nobody_waits_for_what_he_has_not_asked_for(scene: Scene, wait: str) -> None:
+    assert scene.send(f"{PATH}/0000?wait={wait}&wait=60")[0] == 404
+
+
+def test_an_approval_opens_no_other_spelling_of_a_path_nor_another_host_port_or_method(scene: Scene) -> None:
+    _, asked = scene.ask(method="POST", url=scene.url("/files"))
+    scene.settle(asked["id"])
+    near = ("/files/", "//files", "/files;x", "/Files", "/files%2f", "/files%00", "/files/..", "/files/../keys/x")
+    for target in (f"/acme{path}" for path in near):
+        status, _ = scene.send(target, method="POST")
+        # What is the same once it is in normal form is sent in that.
+        assert status in (400, 403) or target == "/acme//files", target
+    assert {request.target for request in scene.plain.requests} <= {"/files"}
+    for method in ("PUT", "DELETE", "GET", "PATCH"):
+        assert scene.send("/acme/files", method=method)[0] == 403
+    override = "X-HTTP-Method-Override: DELETE\r\n"
+    assert scene.send("/acme/files", method="POST", headers=override)[0] == 403
+    other = f"http://127.0.0.1:{scene.other.port}/files"
+    assert scene.send(other, method="POST")[0] == 403
+    assert scene.other.requests == []

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import queue
+import select
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from valetkey.clock import SystemClock
 from valetkey.config import Paths
 from valetkey.credential import CredentialRef, OAuthToken, Secret
 from valetkey.errors import UsageError
+from valetkey.gateway import mcp
 from valetkey.gateway.row import is_refusal
 from valetkey.gateway.runs import BegunRun
 from valetkey.mcp import Relayed, Transport
@@ -538,3 +540,118 @@ def test_an_address_on_another_host_ends_the_stream(scene: Scene) -> None:
         assert b"evil" not in stream.rest()
     (row,) = scene.running.wait_for_rows(1)
     assert row.outcome == "upstream_failed"
+
+
+# --- what a hostile server tries -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_server_cannot_send_its_client_to_another_account_of_the_run(scene: Scene, status: int) -> None:
+    """The relay and all accounts of a run are one origin, and its identity is the socket: a DELETE would be done."""
+    elsewhere = "http://127.0.0.1:3128/github@default/repos/ada/work"
+    scene.reply = answer(b"", status=status, headers=f"location: {elsewhere}\r\n")
+    run = scene.begin()
+    for method, body in (("POST", LIST), ("DELETE", b"")):
+        got, headers, told = scene.ask(run, body, method=method)
+        assert (got, "location" in headers) == (502, False)
+        assert "redirects" in json.loads(told)["error"]["message"]
+        assert elsewhere.encode() not in told
+
+
+def test_a_server_does_not_say_where_its_client_logs_in(scene: Scene) -> None:
+    scene.reply = answer(
+        b"no",
+        status=403,
+        content_type="text/plain",
+        headers='WWW-Authenticate: Bearer resource_metadata="http://x"\r\n',
+    )
+    status, headers, _ = scene.ask(scene.begin())
+    assert (status, "www-authenticate" in headers) == (403, False)
+
+
+@pytest.mark.parametrize("status", [400, 404, 500])
+@pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
+def test_tools_hide_in_no_error(scene: Scene, status: int, kind: str) -> None:
+    body = tools("read", "delete")
+    scene.reply = answer(event(body) if "event" in kind else body, status=status, content_type=kind)
+    got, _, told = scene.ask(scene.begin())
+    assert got == status
+    assert b"read" in told
+    assert b"delete" not in told
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("application/json; charset=utf-7", ""),
+        ("text/event-stream; charset=utf-16", ""),
+        ("application/json", "content-type: text/event-stream\r\n"),
+        ("text/event-stream", "content-type: application/json\r\n"),
+    ],
+)
+def test_an_answer_has_one_type_which_says_what_it_was_looked_at_as(scene: Scene, kind: str, more: str) -> None:
+    # As events: one line of an unknown field. As JSON: a list of tools.
+    scene.reply = answer(tools("delete") + b"\n\n", content_type=kind, headers=more)
+    with scene.running.run_raw(scene.begin()) as client:
+        try:
+            status, headers, body = sent(client, LIST).answer()
+        except EOFError:
+            return
+    assert b"delete" not in body
+    assert (status, headers.get("content-type")) in ((200, kind.partition(";")[0]), (502, "application/json"))
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_only_what_is_looked_into_has_a_body(scene: Scene, method: str, framing: str) -> None:
+    run = scene.begin()
+    with scene.running.run_raw(run) as client:
+        if framing == "length":
+            told = sent(client, DELETE, method=method).answer()
+        else:
+            head = f"{method} /mcp/linear HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            told = client.send(head, chunk(DELETE), b"0\r\n\r\n").answer()
+    assert (told[0], json.loads(told[2])["error"]["code"]) == (400, "not_json_rpc")
+    assert scene.seen == []
+
+
+def test_a_header_that_makes_another_method_of_it_is_refused(scene: Scene) -> None:
+    assert scene.code(scene.begin(), b"", "X-HTTP-Method-Override: POST", method="GET") == (403, "method_refused")
+    assert scene.seen == []
+
+
+def test_a_server_that_says_ever_new_things_of_its_tools_is_cut_off(scene: Scene) -> None:
+    """Each is written to the store and the audit, in the gateway's own thread."""
+    run = scene.begin()
+    with scene.running.run_raw(run) as client:
+        sent(client, b"", method="GET")
+        client.head()
+        for n in range(mcp._MOST_CHANGES + 5):
+            scene.pieces.put(event(tools("read", description=f"Now {n}.")))
+        client.rest()
+    assert len(scene.told("mcp-tools-changed")) == mcp._MOST_CHANGES - 1
+    with pytest.raises(EOFError):
+        scene.ask(run)
+    scene.reply = answer(tools("read_on"))
+    assert names_in(scene.ask(scene.begin())[2]) == ["read_on"], "another run goes on"
+
+
+def test_a_run_holds_back_so_much_of_answers_in_all(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcp, "_MOST_HELD_BYTES", 5 << 20)
+    run, whole = scene.begin(), b"data: " + b"x" * (2 << 20)
+    with scene.running.run_raw(run) as one, scene.running.run_raw(run) as two, scene.running.run_raw(run) as three:
+        for client in (one, two, three):
+            sent(client, b"", method="GET")
+            client.head()
+            scene.pieces.put(whole)
+        with pytest.raises(EOFError):
+            client_that_is_cut(one, two, three)
+    # The server's other threads wait for a piece as well; the scene ends one.
+    for _ in range(2):
+        scene.pieces.put(b"")
+
+
+def client_that_is_cut(*clients: Raw) -> None:
+    """Read from the first of these that has something to say."""
+    ready, _, _ = select.select([client.socket for client in clients], [], [], 60)
+    next(client for client in clients if client.socket in ready).until(b"\n\n")

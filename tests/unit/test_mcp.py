@@ -259,3 +259,16 @@ def test_a_name_that_no_address_could_hold_is_refused(tmp_path: Path) -> None:
     environ = configured(tmp_path, '[mcp.servers."a/b"]\ncommand = ["x"]\n')
     with pytest.raises(ConfigError, match="a name that cannot be used"):
         servers(load(environ))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"1e999", b"-1E+400", b"1" * 5000, b"[" * 100_000 + b"]" * 100_000, b"[" + b"{}," * 250_000 + b"1]", b"NaN"],
+    ids=["large", "negative", "digits", "deep", "many", "none"],
+)
+def test_what_would_be_written_otherwise_or_costs_too_much_to_read_is_unclear(value: bytes) -> None:
+    body = b'{"jsonrpc":"2.0","method":"x","params":[' + value + b"]}"
+    assert isinstance(look_at(body, RULES), Unclear)
+    listed = b'{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"delete"}],"x":' + value + b"}}"
+    with pytest.raises(ValueError, match="it "):
+        filtered(listed, only_list)

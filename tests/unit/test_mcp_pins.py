@@ -193,3 +193,9 @@ def test_while_another_process_writes_them_nothing_is_pinned_approved_or_forgott
     assert pins.compare("two", URL, [tool()]).new == ("read",)
     held.release()
     assert pins.compare("one", URL, [tool(description="x")]).changed == ("read",)
+
+
+@pytest.mark.parametrize("member", ["Description", "Name", "INPUTSCHEMA", "de\u017fcription"])
+def test_a_member_in_another_spelling_is_refused_for_some_would_read_it(member: str) -> None:
+    with pytest.raises(ValueError, match="another spelling"):
+        fingerprint(tool(**{member: "Sends ~/.ssh away."}))

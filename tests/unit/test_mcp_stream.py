@@ -131,3 +131,62 @@ def test_a_stream_may_be_longer_than_any_event() -> None:
     inspected = Inspected(EVENTS, keep, most_bytes=1000)
     for _ in range(100):
         assert inspected.feed(b"data: {}\n\n" * 10) == b"data: {}\n\n" * 10
+
+
+# --- clients that read otherwise -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mark", ["\x85", "\u2028", "\u2029"])
+def test_nobody_finds_an_event_in_a_text_whoever_ends_lines_there(mark: str) -> None:
+    """`str.splitlines` does, and clients have read streams by it."""
+    hidden = f"{mark}{mark}data: {listed('drop').decode()}{mark}{mark}"
+    text = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"x": "HERE"}}).replace("HERE", hidden.replace('"', "'"))
+    out = through([f"data: {text}\n\n".encode()])
+    assert [line for line in out.decode().splitlines() if "drop" in line] == [out.decode().splitlines()[0]]
+    assert json.loads(out[6:])["result"]["x"] == hidden.replace('"', "'"), "it says the same"
+    for field in (":", ": x", "event: x", "id: x"):
+        assert "drop" not in through([f"{field}{hidden}\n\n".encode()]).decode()
+
+
+@pytest.mark.parametrize("begin", ["\ufeffdata", " data", "Data", "data ", "\0data", "datas"])
+@pytest.mark.parametrize("before", ["", "\n", "\n\n\r\n"])
+def test_a_field_that_is_none_is_left_out_whatever_a_client_takes_it_for(begin: str, before: str) -> None:
+    """What stands behind empty lines is the beginning of the client's stream, where a mark is dropped."""
+    out = through([f"{before}{begin}: ".encode() + listed("drop") + b"\n\n"])
+    kept = b"" if (begin, before) != ("\ufeffdata", "") else b"data: "
+    assert out.startswith(kept)
+    assert b"drop" not in out
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        ("text/event-stream; charset=utf-7", b"text/event-stream"),
+        ("Application/JSON;charset=utf-16", b"application/json"),
+        ("text/html", b""),
+    ],
+)
+def test_the_type_that_goes_out_is_the_one_that_was_looked_at(told: str, wanted: bytes) -> None:
+    assert Inspected(told, keep).content_type == wanted
+
+
+def test_a_stream_names_one_endpoint() -> None:
+    body = b"event: endpoint\ndata: /x\n\n"
+    with pytest.raises(UnclearAnswer, match="or a second one"):
+        through([body, body], endpoint=str)
+
+
+@pytest.mark.parametrize("line", [b"data:\n", b"x\n"])
+def test_many_short_lines_are_too_much_as_well(line: bytes) -> None:
+    inspected = Inspected(EVENTS, keep)
+    with pytest.raises(UnclearAnswer, match="too long"):
+        list(map(inspected.feed, [line * 10_000] * 30))
+
+
+def test_what_holds_back_much_asks_for_room() -> None:
+    asked: list[int] = []
+    inspected = Inspected("application/json", keep, room=lambda: asked.append(inspected.held_bytes))
+    inspected.feed(b" " * (1 << 20))
+    assert asked == []
+    inspected.feed(b" ")
+    assert asked == [(1 << 20) + 1]

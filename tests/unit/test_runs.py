@@ -9,6 +9,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,14 +25,15 @@ from valetkey.errors import (
     RunGoesOn,
     SandboxUnavailable,
     UnknownRun,
+    WorkspaceRefused,
 )
 from valetkey.mcp import Local, Relayed
-from valetkey.runs import record
+from valetkey.runs import parent, record
 from valetkey.runs.launch import Ready, Wanted, missing_tools, ready, sweep
 from valetkey.runs.order import Order
 from valetkey.runs.parent import watch
 from valetkey.runs.record import Records, Run, save
-from valetkey.sandbox import Limits, Mount
+from valetkey.sandbox import Limits, Mount, Spec
 from valetkey.stores.locks import try_lock_file
 from valetkey.testing.clock import FakeClock
 from valetkey.testing.granting import CERTIFICATE, FakeGranting
@@ -395,3 +397,33 @@ def test_a_run_whose_parent_was_killed_is_swept_and_one_that_lives_is_not(place:
     assert cleared == [killed.run.id] * 2
     assert place.records.find(killed.run.id).exit_status is None
     assert try_lock_file(place.records.at(killed.run) / "lock") is not None
+
+
+class Reached(Exception):
+    """Raised in place of a start."""
+
+
+class Unstarted(FakeSandbox):
+    def start(self, spec: Spec, *, stdin: int, stdout: int, stderr: int) -> Any:
+        raise Reached
+
+
+@pytest.mark.parametrize("swapped", ["data", "project", None])
+def test_nothing_is_mounted_that_has_become_a_link_since_it_was_looked_at(tmp_path: Path, swapped: str | None) -> None:
+    """A mount may lie in the workspace, where what runs does as it likes; who joins later would see behind it."""
+    base = tmp_path.resolve()
+    for name in ("project", "data", "private", "run", "home"):
+        (base / name).mkdir()
+    spec = Spec(
+        command=("true",),
+        workspace=base / "project",
+        home=base / "home",
+        gateway=base,
+        mounts=(Mount(source=base / "data", target="/mnt/data"),),
+    )
+    order = Order(run="0" * 12, folder=base / "run", home=base, sandbox="bubblewrap", spec=spec)
+    if swapped is not None:
+        (base / swapped).rmdir()
+        (base / swapped).symlink_to(base / "private")
+    with pytest.raises(WorkspaceRefused if swapped else Reached, match="not what it was" if swapped else None):
+        parent.run(order, Unstarted())

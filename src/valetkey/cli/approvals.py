@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import click
 
 from valetkey import serving
 from valetkey.cli.frame import State, command, group, stop
-from valetkey.cli.output import ago, until
+from valetkey.cli.output import ago, until, width_of
 from valetkey.credential import CredentialRef, login_command
 from valetkey.errors import ConfigError, UnknownApproval, UsageError
 
@@ -57,7 +58,7 @@ def _lines(pending: dict[str, Any]) -> list[str]:
             lines += [f"asks for: {pending['allows']}"]
             if pending["allows"].startswith("CONNECT "):
                 lines += ["  (a tunnel: whatever goes through it, unseen and without a credential)"]
-            lines += [f'it says: "{reason}"'] if reason else []
+            lines += _quoted(reason)
         case "login":
             provider, _, account = pending["account"].partition("@")
             command = login_command(CredentialRef(provider=provider, account=account))
@@ -65,6 +66,14 @@ def _lines(pending: dict[str, Any]) -> list[str]:
         case _:
             lines += [reason] if reason else []
     return lines
+
+
+def _quoted(reason: str) -> list[str]:
+    """Give a run's words so that none of them stands where ours begin: no terminal breaks these lines by itself."""
+    words = " ".join(reason.split())
+    quoted = f'"{words}"' if words else ""
+    lines = textwrap.wrap(quoted, 60 if width_of(quoted) == len(quoted) else 30, break_on_hyphens=False)
+    return [f"it says: {line}" for line in lines]
 
 
 def _say_settled(state: State, settled: list[dict[str, Any]]) -> None:

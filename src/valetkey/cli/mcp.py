@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,9 +14,14 @@ from valetkey.errors import ConfigError, UsageError
 from valetkey.mcp import NAME, Relayed, Server, servers
 
 if TYPE_CHECKING:
-    from valetkey.mcp_pins import Pin, Pins
+    from valetkey.mcp_pins import Pin, Pins, Seen
 
 __all__ = ["mcp"]
+
+_PLAIN = re.compile(r"[\w./-]{1,100}\Z", re.ASCII)
+_UNSEEN_CHANGE = (
+    "its title, parameters or annotations have changed, or what lies behind the beginning of its description"
+)
 
 
 @group("mcp", short_help="Name MCP servers for runs, and see what they say of their tools.")
@@ -88,7 +94,6 @@ def remove(state: State, *, name: str) -> None:
 @click.argument("name", required=False)
 def check(state: State, *, name: str | None) -> None:
     """Show what has changed in what servers say of their tools, as runs have seen it. Exit status 1 if anything has."""
-    import difflib
 
     found = servers(state.config) if name is None else {name: _find(state, name)}
     pins = {key: _pins_of(state, server) for key, server in found.items() if isinstance(server, Relayed)}
@@ -97,10 +102,8 @@ def check(state: State, *, name: str | None) -> None:
     now = state.clock.now()
     for key, tool, pin in changed:
         if pin.changed is not None:
-            state.say(f"{key}  {tool}  changed {ago(pin.changed.at, now)}, withheld until approved", bold=True)
-            before, after = pin.first.description.splitlines(), pin.changed.description.splitlines()
-            for line in [*difflib.unified_diff(before, after, lineterm="", n=3)][2:] or ["its parameters have changed"]:
-                state.say(f"  {line}")
+            state.say(f"{key}  {_shown(tool)}  changed {ago(pin.changed.at, now)}, withheld until approved", bold=True)
+            _say_change(state, pin.first, pin.changed)
     if changed:
         state.say(f"If that is right, say `valetkey mcp approve {changed[0][0]}`.")
         raise SystemExit(1)
@@ -123,6 +126,7 @@ def approve(state: State, *, name: str, tools: tuple[str, ...], again: bool) -> 
         _pins(state).forget(name)
         approved: list[str] = []
     else:
+        before = _pins_of(state, server)
         approved = _pins(state).approve(name, server.url, tools)
         missing = [tool for tool in tools if tool not in approved]
         if missing:
@@ -133,8 +137,27 @@ def approve(state: State, *, name: str, tools: tuple[str, ...], again: bool) -> 
     state.emit({"name": name, "approved": approved, "again": again})
     if again:
         state.say(f"What was known of {name} is forgotten.")
-    else:
-        state.say(f"Approved: {', '.join(approved)}." if approved else f"No tool of {name} has changed.")
+        return
+    if not approved:
+        state.say(f"No tool of {name} has changed.")
+    # A server may have said something else again since whoever approves it has looked.
+    after = _pins_of(state, server)
+    for tool in approved:
+        state.say(f"Approved: {_shown(tool)}")
+        _say_change(state, before[tool].first, after[tool].first)
+
+
+def _shown(tool: str) -> str:
+    """Give a tool's name as nobody takes it for another one, or for what we say."""
+    return tool if _PLAIN.match(tool) else ascii(tool)
+
+
+def _say_change(state: State, before: Seen, after: Seen) -> None:
+    import difflib
+
+    old, new = (seen.description.splitlines() for seen in (before, after))
+    for line in [*difflib.unified_diff(old, new, lineterm="", n=3)][2:] or [_UNSEEN_CHANGE]:
+        state.say(f"  {line}")
 
 
 for _one in (list_servers, add, remove, check, approve):

@@ -42,6 +42,9 @@ def begun(
         length = None
     if inspected is not None and not bodyless:
         length = None
+        lines = [line for line in lines if line[0] != b"content-type"]
+        if inspected.content_type:
+            lines.append((b"content-type", inspected.content_type))
     chunked = False
     if length is not None and status != 204 and not read.chunked:
         framing = b"content-length: %d\r\n" % length

@@ -43,6 +43,10 @@ _PREFIX = "/mcp/"
 _METHODS = frozenset(("GET", "POST", "DELETE"))
 # Of so many runs it is remembered which tools were withheld.
 _MOST_RUNS = 1000
+# A run has up to 1,024 connections, each of which may hold a message that never ends.
+_MOST_HELD_BYTES = 64 * 1024 * 1024
+# What is new or has changed is written to the store and the audit: so often for one server of a run.
+_MOST_CHANGES = 50
 
 # --- where a server is -----------------------------------------------------------------------
 
@@ -148,6 +152,10 @@ class McpRelay:
         self._streams: weakref.WeakValueDictionary[tuple[str, str], Exchange] = weakref.WeakValueDictionary()
         # By run, the tools that it was not shown because they have changed.
         self._withheld: OrderedDict[str, dict[tuple[str, str], None]] = OrderedDict()
+        # By run and server, how often it has said something new of its tools.
+        self._changes: OrderedDict[tuple[str, str], int] = OrderedDict()
+        # Answers that are looked into, and the run that each is for.
+        self._bodies: weakref.WeakKeyDictionary[Inspected, str] = weakref.WeakKeyDictionary()
 
     def withheld_from(self, run: str) -> list[tuple[str, str]]:
         """Name the tools, each behind its server, that a run did not get because they have changed."""
@@ -165,7 +173,10 @@ class McpRelay:
             exchange.answer(answers.failed(400, "not_json_rpc", "an MCP server is not asked by WebSocket", "use HTTP"))
             return False
         if exchange.method != b"POST":
-            return True
+            if not exchange.length and not head.chunked:
+                return True
+            exchange.answer(answers.failed(400, "not_json_rpc", "only a POST to an MCP server has a body", "use POST"))
+            return False
         if not exchange.up.complete:
             return False
         try:
@@ -201,9 +212,17 @@ class McpRelay:
         exchange.answer(made)
 
     def looks_into(self, exchange: Exchange, server: Relayed, status: int, content_type: bytes) -> Inspected | None:
-        """Give what looks into an answer; None for an error, which has no tools in it."""
+        """Give what looks into an answer; None for an error in words, which has no tools in it.
+
+        Raises: UnclearAnswer for a redirection. A client would take it to another account of its run: all that the run
+        has is at the same origin as the relay, and asks for no credential.
+        """
         live = exchange.live
-        if live is None or not isinstance(live.key, Run) or not 200 <= status < 300:
+        if live is None or not isinstance(live.key, Run):
+            return None
+        if 300 <= status < 400:
+            raise UnclearAnswer(f"it redirects with {status}, which is not relayed", hint="name the address it is at")
+        if status >= 400 and not any(mark in content_type.lower() for mark in (b"json", b"event-stream")):
             return None
         run = live.key
 
@@ -221,13 +240,21 @@ class McpRelay:
         def let_through(tools: list[Tool]) -> list[Tool]:
             return self._shown(exchange, run, server, tools)
 
-        return Inspected(
+        def room() -> None:
+            held = sum(body.held_bytes for body, whose in self._bodies.items() if whose == run.id)
+            if held > _MOST_HELD_BYTES:
+                raise UnclearAnswer("too much is held back for this run", hint="use fewer servers at a time")
+
+        inspected = Inspected(
             content_type.decode("latin-1"),
             let_through,
             endpoint=endpoint if server.transport == "sse" and exchange.method == b"GET" else None,
             # A message was taken: servers say "Accepted" in words, and no client reads them.
             drops=status == 202,
+            room=room,
         )
+        self._bodies[inspected] = run.id
+        return inspected
 
     def _rules(self, server: Relayed) -> Rules:
         pins = self._pins.of(server.name, server.url)
@@ -237,6 +264,11 @@ class McpRelay:
     def _shown(self, exchange: Exchange, run: Run, server: Relayed, tools: list[Tool]) -> list[Tool]:
         """Give the tools that the client gets to see, and tell what is new or has changed."""
         rules = Rules(server=server.name, tools=server.tools)
+        if self._changes.get((run.id, server.name), 0) >= _MOST_CHANGES:
+            raise UnclearAnswer(
+                f"the MCP server {server.name} says something else of its tools again and again",
+                hint=f"read `valetkey mcp check {server.name}`",
+            )
         # What the list keeps out is nobody's to approve.
         tools = [tool for tool in tools if rules.allows(tool["name"])]
         try:
@@ -247,6 +279,8 @@ class McpRelay:
             raise UnclearAnswer(
                 f"the tools of {server.name} cannot be compared: {error.message}", hint=error.hint
             ) from error
+        if told.new or told.changed:
+            self._count((run.id, server.name))
         kept = [tool for tool in tools if tool["name"] not in told.withheld]
         for tool in tools:
             if tool["name"] in told.withheld:
@@ -255,6 +289,11 @@ class McpRelay:
         while len(self._withheld) > _MOST_RUNS:
             self._withheld.popitem(last=False)
         return kept
+
+    def _count(self, key: tuple[str, str]) -> None:
+        self._changes[key] = self._changes.pop(key, 0) + 1
+        while len(self._changes) > _MOST_RUNS:
+            self._changes.popitem(last=False)
 
     def _tell(self, exchange: Exchange, run: Run, server: Relayed, kind: str, tools: tuple[str, ...]) -> None:
         audit = exchange.gateway.audit

@@ -327,7 +327,8 @@ def read_response(headers: list[Header]) -> ReadResponse | None:
         if name not in _RESPONSE_READ:
             lines.append(header)
         elif name == b"content-type":
-            read.content_type = value
+            # Two of them are none that two readers agree on.
+            read.content_type = b", ".join([read.content_type, value]) if read.content_type else value
             lines.append(header)
         elif name == b"content-length":
             if read.length is not None or not _LENGTH.match(value):

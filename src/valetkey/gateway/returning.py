@@ -71,6 +71,11 @@ def _answer_with(exchange: Exchange, status: int, read: ReadResponse) -> None:
         exchange.keep_alive = False
     if exchange.plan is not None and status == 200 and not bodyless:
         exchange.reader = exchange.plan.reader(read.content_type)
+    try:
+        inspected = _inspected(exchange, status, read)
+    except UnclearAnswer as unclear:
+        _refuse_answer(exchange, unclear.message)
+        return
     exchange.down = incoming.begun(
         status,
         read,
@@ -80,7 +85,7 @@ def _answer_with(exchange: Exchange, status: int, read: ReadResponse) -> None:
         needles=None if exchange.ready is None else exchange.ready.scrubs,
         reader=exchange.reader,
         keep=exchange.gateway.settings.keep_bodies,
-        inspected=_inspected(exchange, status, read.content_type),
+        inspected=inspected,
     )
     if exchange.down is None:
         _refuse_answer(exchange, "its answer is compressed in a way that cannot be looked into")
@@ -89,10 +94,13 @@ def _answer_with(exchange: Exchange, status: int, read: ReadResponse) -> None:
     exchange.first_byte = exchange.gateway.now() - exchange.begun
 
 
-def _inspected(exchange: Exchange, status: int, content_type: bytes) -> Inspected | None:
+def _inspected(exchange: Exchange, status: int, read: ReadResponse) -> Inspected | None:
+    """Give what looks into the answer of an MCP server, None for any other. Raises: UnclearAnswer."""
     if exchange.plan is None or exchange.plan.server is None:
         return None
-    return exchange.gateway.mcp.looks_into(exchange, exchange.plan.server, status, content_type)
+    # A client would log in where this says, by requests that the run's other accounts may serve.
+    read.lines = [line for line in read.lines if line[0] != b"www-authenticate"]
+    return exchange.gateway.mcp.looks_into(exchange, exchange.plan.server, status, read.content_type)
 
 
 def response_body(exchange: Exchange, data: bytes) -> None:

@@ -26,6 +26,7 @@ from valetkey.runs.order import Order
 from valetkey.runs.record import OUTPUT, Records, read, save
 from valetkey.sandbox import Sandbox, Started
 from valetkey.sandboxes import sandbox_for
+from valetkey.workspace import check_in_place
 
 __all__ = ["become", "main", "run", "watch"]
 
@@ -95,8 +96,10 @@ def _hint(order: Order) -> None:
 def run(order: Order, sandbox: Sandbox, *, started: Callable[[Started], None] = lambda _: None) -> int:
     """Run its command to the end, and give its exit status; what it says is kept too. `started` is told once it runs.
 
-    Raises: what `Sandbox.start` raises.
+    Raises: WorkspaceRefused; what `Sandbox.start` raises.
     """
+    for source in (order.spec.workspace, *(mount.source for mount in order.spec.mounts)):
+        check_in_place(source)
     path = order.folder / OUTPUT
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab", buffering=0) as log:
         if os.isatty(0) and os.isatty(1):

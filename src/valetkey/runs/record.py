@@ -9,7 +9,7 @@ import json
 import os
 import re
 import secrets
-import shutil
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -171,17 +171,61 @@ class Records:
         for other in self.all():
             if run.id in (other.id, other.home_of) and self.state(other) == "running":
                 raise RunGoesOn(f"the run {other.id} goes on", hint=f"run `valetkey runs stop {other.id}` first")
-        shutil.rmtree(self.at(run))
+        _remove(self.at(run))
 
 
 def size_of(folder: Path) -> int:
-    """Give how many bytes the files below it have; links are not followed."""
-    total = 0
-    for top, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):  # removed in between
-                total += os.lstat(os.path.join(top, name)).st_size
+    """Give how many bytes the files below it have; links are not followed, nor what is too deep for a path."""
+    # What ran there may have made a thousand folders in each other.
+    total, waiting = 0, [str(folder)]
+    while waiting:
+        with suppress(OSError), os.scandir(waiting.pop()) as entries:  # removed in between, or closed
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                else:
+                    with suppress(OSError):
+                        total += entry.stat(follow_symlinks=False).st_size
     return total
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder with all below it, however deep that is and whatever modes it has. No link is followed."""
+    flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    top = os.open(folder, os.O_RDONLY | flags)
+    try:
+        while names := os.listdir(top):
+            for name in names:
+                if _opened_up(name, top):
+                    # Those in it are put beside it: neither the stack nor the descriptors grow with the depth.
+                    at = os.open(name, os.O_RDONLY | flags, dir_fd=top)
+                    try:
+                        for below in os.listdir(at):
+                            if _opened_up(below, at):
+                                os.rename(below, f".{secrets.token_hex(8)}", src_dir_fd=at, dst_dir_fd=top)
+                            else:
+                                os.unlink(below, dir_fd=at)
+                    finally:
+                        os.close(at)
+                    os.rmdir(name, dir_fd=top)
+                else:
+                    os.unlink(name, dir_fd=top)
+    finally:
+        os.close(top)
+    os.rmdir(folder)
+
+
+def _opened_up(name: str, at: int) -> bool:
+    """Say whether it is a folder; one is made ours to enter and to change."""
+    if not stat.S_ISDIR(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
+        return False
+    # Only a path takes a mode that shuts us out, and only a descriptor is no link meanwhile.
+    held = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+    try:
+        os.chmod(f"/proc/self/fd/{held}", 0o700)
+    finally:
+        os.close(held)
+    return True
 
 
 def save(folder: Path, run: Run) -> None:
