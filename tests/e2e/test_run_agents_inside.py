@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.agent_runs import Place, placed
+from tests.support.gateway_process import until
 from tests.support.inside import SEARCH, found, let_search
+from tests.support.local_server import Received, Reply
 from tests.support.servers import ApiMock, api_mock
 from tests.support.tls import CertificateAuthority
 
@@ -32,6 +34,19 @@ def place(certificate_authority: CertificateAuthority, aimock: ApiMock, tmp_path
         yield made
 
 
+def wait_for_the_search(place: Place) -> None:
+    """Hold back what ends the run: an agent tells the model what a command has said so far, and that may be nothing."""
+    for server in place.servers.values():
+        respond = server._respond
+
+        def respond_later(request: Received, respond: Callable[[Received], Reply] = respond) -> Reply:
+            if SEARCH.encode() in request.body:
+                until((place.workspace / "found").exists)
+            return respond(request)
+
+        server._respond = respond_later
+
+
 @pytest.mark.parametrize(
     ("agent", "provider", "words"),
     [
@@ -45,6 +60,7 @@ def test_an_agent_that_searches_its_sandbox_finds_no_credential(
 ) -> None:
     place.login(provider)
     let_search(place.workspace)
+    wait_for_the_search(place)
     done = place("run", agent, "--workspace", str(place.workspace), "--", *words)
     assert (done.status, done.out.strip()) == (0, aimock.reply), done.err
     seen = found(place.workspace)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 WORD = b"can" + b"ary"
 LARGEST_SPAN_BYTES = 1 << 28
 EMPTY = bytes(4096)
-SILENCE_SECONDS = 10
+SILENCE_SECONDS = 4
 ASKED = ("/", "/v1/keys", "/status", "/metrics", "/latest/meta-data/")
 
 
@@ -161,8 +161,10 @@ def main() -> None:
     processes()
     files()
     sockets()
-    with open(sys.argv[1] if len(sys.argv) > 1 else "/workspace/found", "w") as out:
+    path = sys.argv[1] if len(sys.argv) > 1 else "/workspace/found"
+    with open(f"{path}-", "w") as out:
         json.dump({"canaries": CANARIES, "placeholders": PLACEHOLDERS, "unread": UNREAD}, out)
+    os.replace(f"{path}-", path)  # whoever waits for it finds it whole
 
 
 main()
