@@ -6,11 +6,11 @@ import stat
 from pathlib import Path
 
 import pytest
-from tests.support.clock import FakeClock
 
 from tests.support.command_line import CommandLine
 from tests.support.stored import opened
 from valetkey.mcp_pins import Pins
+from valetkey.testing.clock import FakeClock
 
 HEAD = '# mine\n[log]\nlevel = "info" # so\n'
 TAIL = "\n# on\n[runs]\nkeep_days = 9\n"

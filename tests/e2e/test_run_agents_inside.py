@@ -10,9 +10,9 @@ import pytest
 from tests.support.agent_runs import Place, placed
 from tests.support.gateway_process import until
 from tests.support.inside import SEARCH, found, let_search
-from tests.support.local_server import Received, Reply
 from tests.support.servers import ApiMock, api_mock
 from tests.support.tls import CertificateAuthority
+from valetkey.testing.local_server import Received, Reply
 
 # What each calls its shell.
 CALLS: dict[str, dict[str, object]] = {

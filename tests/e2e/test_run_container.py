@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,8 +18,9 @@ import pytest
 from tests.support.command_line import CommandLine
 from tests.support.containers import IMAGE, Podman, ordinary_user, podman_storage
 from tests.support.gateway_process import declare, end, until
+from tests.support.packages import install
 from valetkey.testing.local_server import LocalServer
-from valetkey.testing.place import PYTHON
+from valetkey.testing.place import PYTHON, processes_with
 
 # Of the form of a key, and made at run time.
 KEY = "sk-" + "canary" + os.urandom(12).hex()
@@ -57,6 +59,27 @@ def forms(secret: str) -> list[str]:
 
 
 CONTAINER = ("--sandbox", "podman", "--image", IMAGE)
+
+
+@contextlib.contextmanager
+def going_on(line: CommandLine, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command that says `up` when it is, and has a pipe as stdin."""
+    with subprocess.Popen(
+        [*line.through, sys.executable, "-m", "valetkey", *words],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=line.environ,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def told(process: subprocess.Popen[bytes], text: bytes) -> tuple[int, bytes]:
+    """Write it a last line; give its exit status and what else it says."""
+    out, _ = process.communicate(text, timeout=60)
+    return process.returncode, out
 
 
 def test_a_command_in_a_container_asks_through_the_gateway_and_has_no_credential(
@@ -148,4 +171,118 @@ def test_what_a_run_left_whose_parent_was_killed_is_removed_by_the_next_one(
     assert len(own_podman.containers()) == 1
     done = line("run", "--workspace", str(workspace), "--", "true")
     assert (done.status, kept["id"] in done.err) == (0, True)
+    assert own_podman.containers() == []
+
+
+# --- more than one of them --------------------------------------------------------------------
+
+
+def test_a_command_joins_in_a_container_of_its_own_and_leaves_that_of_the_run_alone(
+    line: CommandLine, server: LocalServer, workspace: Path, own_podman: Podman
+) -> None:
+    declare(line, server.url, key=KEY)
+    words = ("--grant", "acme", "--env", f"ASK={ASK}", "--workspace", str(workspace))
+    with going_on(line, "run", *CONTAINER, *words, "--", "sh", "-c", "touch ~/left; echo up; read end") as run:
+        (kept,) = line("runs", "list", "--json").json["runs"]
+        first = own_podman.containers()
+        script = f'echo up; {PYTHON} -c "$ASK"; pwd; ls ~; test -e /run/.containerenv && read end; exit 7'
+        with going_on(line, "runs", "join", kept["id"], "--", "sh", "-c", script) as joined:
+            assert len(own_podman.containers()) == 2
+            assert told(joined, b"end\n") == (7, b"served\n/workspace\nleft\n")
+        (request,) = server.calls("/hello")
+        assert request.headers["authorization"] == f"Bearer {KEY}"
+        assert own_podman.containers() == first
+
+        with going_on(line, "runs", "join", kept["id"], "--", "sh", "-c", "echo up; read end") as killed:
+            killed.kill()
+            killed.wait()
+            until(lambda: own_podman.containers() == first)
+        with going_on(line, "runs", "join", kept["id"], "--", "sh", "-c", "trap '' TERM; echo up; read end") as last:
+            # It ends with the run, whatever it does.
+            assert told(run, b"end\n") == (0, b"")
+            assert last.wait(60) == 137
+    assert own_podman.containers() == []
+
+
+def test_of_two_runs_at_once_nothing_is_left(line: CommandLine, workspace: Path, own_podman: Podman) -> None:
+    mounted = own_podman.mounts()
+    words = ("run", *CONTAINER, "--workspace", str(workspace), "--", "sh", "-c", "echo up; read end; echo $end")
+    with going_on(line, *words) as first, going_on(line, *words) as second:
+        assert len(set(own_podman.containers())) == 2
+        assert len(own_podman.mounts()) > len(mounted)
+        assert told(first, b"one\n") == (0, b"one\n")
+        assert len(own_podman.containers()) == 1
+        assert told(second, b"two\n") == (0, b"two\n")
+    assert own_podman.containers() == []
+    # The monitor of a container takes its last step, of which nobody hears, after podman has ended.
+    until(lambda: own_podman.mounts() == mounted)
+    until(lambda: set(processes_with(str(own_podman.root))) <= {own_podman.pause})
+
+
+# --- going on ---------------------------------------------------------------------------------
+
+# Its program is what every image has, and what that runs lies in the run's home.
+AGENT = """
+import re
+from valetkey.agent import Prepared
+from valetkey.agents import home as homes
+
+PROGRAM = b'''
+import os, pathlib, sys
+file = pathlib.Path.home() / ".quill" / (sys.argv[1] + ".txt")
+file.parent.mkdir(exist_ok=True)
+with file.open("a") as said:
+    print(*sys.argv[2:], file=said)
+print(os.path.exists("/run/.containerenv"), file.read_text().split())
+'''
+
+
+class Quill:
+    id, program, install = "quill", "python3", "it comes with the image"
+    dialects, providers = ("openai-chat",), ()
+
+    def prepare(self, home, served):
+        homes.write(home, "quill.py", PROGRAM)
+        return Prepared()
+
+    def command(self, program, arguments, session):
+        return (*program, "/home/agent/quill.py", session or "c0ffee", *arguments)
+
+    def sessions(self, home):
+        return homes.sessions(home, ".quill", re.compile(r"([0-9a-f]+)[.]txt"))
+"""
+PROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "valetkey-quill"
+version = "1.0"
+[project.entry-points."valetkey.agents"]
+quill = "valetkey_quill:Quill"
+"""
+
+
+def test_a_run_that_is_gone_on_with_has_the_same_sandbox_and_image(
+    line: CommandLine, server: LocalServer, workspace: Path, tmp_path: Path, own_podman: Podman
+) -> None:
+    source = tmp_path / "source"
+    (source / "valetkey_quill").mkdir(parents=True)
+    (source / "valetkey_quill" / "__init__.py").write_text(AGENT)
+    (source / "pyproject.toml").write_text(PROJECT)
+    installed = {"PYTHONPATH": str(install(source, tmp_path / "site"))}
+    declare(line, server.url, key=KEY)
+
+    def said(*words: str) -> str:
+        done = line(*words, environ=installed, patience_seconds=60)
+        assert done.status == 0, done.err
+        return done.out
+
+    wanted = ("--grant", "acme", "--workspace", str(workspace))
+    assert said("run", *CONTAINER, *wanted, "quill", "--", "first") == "True ['first']\n"
+    (first,) = line("runs", "list", "--json").json["runs"]
+    assert said("runs", "resume", first["id"], "--", "second") == "True ['first', 'second']\n"
+    assert said("quill", "resume", "c0ffee", "third") == "True ['first', 'second', 'third']\n"
+    runs = line("runs", "list", "--json").json["runs"]
+    assert [(one["sandbox"], one["image"]) for one in runs] == [("podman", IMAGE)] * 3
     assert own_podman.containers() == []

@@ -54,9 +54,17 @@ class Podman:
         return done.stdout.split()
 
     def mounts(self) -> list[str]:
-        """Give the mounts of the host below its storage."""
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        """Give the mounts below its storage: the host's, and of an ordinary user's podman those of its namespace."""
+        own = {"self"} if self.pause is None else {"self", str(self.pause)}
+        lines = [line for pid in own for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
         return [line for line in lines if str(self.root) in line]
+
+    @property
+    def pause(self) -> int | None:
+        """Give the process that keeps the namespace of an ordinary user's podman."""
+        with contextlib.suppress(OSError, ValueError):
+            return int((self.root / "own" / "libpod" / "tmp" / "pause.pid").read_text())
+        return None
 
 
 @contextlib.contextmanager
@@ -119,8 +127,9 @@ def podman_storage(through: tuple[str, ...] = ()) -> Iterator[Podman]:
         yield podman
     finally:
         podman("system", "reset", "--force")
-        with contextlib.suppress(OSError, ValueError):
-            os.kill(int((own / "libpod" / "tmp" / "pause.pid").read_text()), signal.SIGKILL)
+        if podman.pause is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(podman.pause, signal.SIGKILL)
         # What is left of it, where it runs as another user of a namespace, is ours all the same.
         subprocess.run(["umount", "--lazy", str(root / "graph" / "overlay")], capture_output=True, check=False)
         shutil.rmtree(root, ignore_errors=True)

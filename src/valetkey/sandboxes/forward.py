@@ -12,14 +12,16 @@ A container hands no descriptors down: there PATH is the Unix socket of the star
 message of the same form with the command's whole environment as NAME=VALUE, and with it stdin, stdout and stderr
 (unix(7), SCM_RIGHTS): so what is said passes through no engine, and no variable is kept in the engine's records.
 
-No more of Python than Debian's python3-minimal has: no asyncio, resource, termios or ctypes.
+No more of Python than Debian's python3-minimal has: no asyncio, resource, termios or ctypes. And of modules written in
+Python only `os`: `socket` and `signal` are wrapped around `_socket` and `_signal`, and in an image without .pyc files
+what they import takes longer to compile than all else here takes.
 """
 
+import _signal  # type: ignore[import-not-found]  # typeshed knows it by `signal` alone
+import _socket
 import _thread
 import fcntl
 import os
-import signal
-import socket
 import sys
 import time
 
@@ -32,7 +34,10 @@ TIOCSCTTY = 0x540E  # of asm-generic/ioctls.h, which x86 and ARM use
 def main() -> None:
     """Open the port, run the command, and end as it ends."""
     control, descriptors = reached()
-    listener = socket.create_server(("127.0.0.1", PORT), backlog=128)
+    listener = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+    listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", PORT))
+    listener.listen(128)
     control.sendall(b"r")
     streams: list[int] = []
     environment = dict(os.environb)
@@ -61,22 +66,22 @@ def main() -> None:
     os._exit(code if code >= 0 else 128 - code)
 
 
-def reached() -> "tuple[socket.socket, list[int]]":
+def reached() -> "tuple[_socket.socket, list[int]]":
     """Give the socket to the starter, and the command's stderr where that has been handed down."""
     if len(sys.argv) == 2:
-        control = socket.socket(socket.AF_UNIX)
+        control = _socket.socket(_socket.AF_UNIX)
         control.connect(sys.argv[1])
         return control, []
-    control, errors = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
+    control, errors = _socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     for descriptor in (control.fileno(), errors):
         os.set_inheritable(descriptor, False)
     return control, [errors]
 
 
-def received(control: socket.socket) -> "tuple[list[bytes], list[int]]":
+def received(control: _socket.socket) -> "tuple[list[bytes], list[int]]":
     """Read one message: its words, and the descriptors that came with it."""
     head, sent, _, _ = control.recvmsg(
-        4, socket.CMSG_SPACE(3 * INT_BYTES), socket.MSG_WAITALL | socket.MSG_CMSG_CLOEXEC
+        4, _socket.CMSG_SPACE(3 * INT_BYTES), _socket.MSG_WAITALL | _socket.MSG_CMSG_CLOEXEC
     )
     if len(head) < 4:
         os._exit(1)  # the starter is gone
@@ -85,7 +90,7 @@ def received(control: socket.socket) -> "tuple[list[bytes], list[int]]":
         int.from_bytes(numbers[at : at + INT_BYTES], sys.byteorder) for at in range(0, len(numbers), INT_BYTES)
     ]
     length = int.from_bytes(head, "big")
-    words = control.recv(length, socket.MSG_WAITALL).split(b"\0")[:-1] if length else []
+    words = control.recv(length, _socket.MSG_WAITALL).split(b"\0")[:-1] if length else []
     return words, descriptors
 
 
@@ -93,7 +98,7 @@ def run(command: "list[bytes]", environment: "dict[bytes, bytes]", streams: "lis
     """Become the command, in a session of its own, on the terminal where there is one."""
     try:
         # Ctrl-C may come as soon as there is a terminal.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
         for target, stream in enumerate(streams):
             os.dup2(stream, target)
         os.setsid()
@@ -103,8 +108,8 @@ def run(command: "list[bytes]", environment: "dict[bytes, bytes]", streams: "lis
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
         # Python ignores these two, and what is ignored stays so across exec.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
+        _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
         os.execvpe(command[0], command, environment)  # noqa: S606  # the command is what it is for
     except OSError as error:
         os.write(2, f"{os.fsdecode(command[0])}: {error.strerror}\n".encode(errors="replace"))
@@ -112,7 +117,7 @@ def run(command: "list[bytes]", environment: "dict[bytes, bytes]", streams: "lis
         os._exit(127)
 
 
-def obey(control: socket.socket, child: int, running: int) -> None:
+def obey(control: _socket.socket, child: int, running: int) -> None:
     """Pass on the starter's signals; end everything when the starter is gone."""
     # Until then it has no process group of its own, and a signal would be lost, or be Python's.
     os.read(running, 1)
@@ -121,35 +126,35 @@ def obey(control: socket.socket, child: int, running: int) -> None:
             os.killpg(child, number[0])
         except OSError:
             continue
-    os.kill(-1, signal.SIGKILL)
+    os.kill(-1, _signal.SIGKILL)
 
 
-def serve(listener: socket.socket) -> None:
+def serve(listener: _socket.socket) -> None:
     """Take connections for ever."""
     while True:
         try:
-            client, _ = listener.accept()
-            _thread.start_new_thread(connect, (client,))
+            descriptor, _ = listener._accept()  # type: ignore[attr-defined]  # all that `socket` has of accept
+            _thread.start_new_thread(connect, (_socket.socket(fileno=descriptor),))
         except (OSError, RuntimeError):  # no descriptor or thread left: until others are closed
             time.sleep(0.05)
 
 
-def connect(client: socket.socket) -> None:
-    """Connect one client with the gateway; without a gateway it is closed."""
-    with client, socket.socket(socket.AF_UNIX) as gateway:
-        try:
-            gateway.connect(GATEWAY)
-        except OSError:
-            return
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def connect(client: _socket.socket) -> None:
+    """Connect one client with the gateway; without a gateway, a descriptor or a thread for it, it is closed."""
+    try:
+        gateway = _socket.socket(_socket.AF_UNIX)
+        gateway.connect(GATEWAY)
+        client.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
         lock = _thread.allocate_lock()
         lock.acquire()
         _thread.start_new_thread(upload, (client, gateway, lock))
         copy(gateway, client)
         lock.acquire()
+    except (OSError, RuntimeError):
+        pass  # both close as they are let go of
 
 
-def upload(client: socket.socket, gateway: socket.socket, done: "_thread.LockType") -> None:
+def upload(client: _socket.socket, gateway: _socket.socket, done: "_thread.LockType") -> None:
     """Copy what the client sends, then release the lock."""
     try:
         copy(client, gateway)
@@ -157,16 +162,16 @@ def upload(client: socket.socket, gateway: socket.socket, done: "_thread.LockTyp
         done.release()
 
 
-def copy(source: socket.socket, sink: socket.socket) -> None:
+def copy(source: _socket.socket, sink: _socket.socket) -> None:
     """Copy until the source ends, and end the sink's half; where one of them is gone, end both whole."""
     try:
         while data := source.recv(65536):
             sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
+        sink.shutdown(_socket.SHUT_WR)
     except OSError:
         for end in (source, sink):
             try:
-                end.shutdown(socket.SHUT_RDWR)
+                end.shutdown(_socket.SHUT_RDWR)
             except OSError:
                 continue
 
