@@ -18,7 +18,7 @@
         AddressRefused               a name that resolves to an address that gets no request
         TraceUnreadable TraceTooNew  the file of past requests
       RunError                       SandboxUnavailable SandboxFailed WorkspaceRefused UnknownRun RunGoesOn
-        AgentNotInstalled BrokenAgent UnknownSession HomeUnusable EndpointUnavailable McpServerUnusable
+        NoSuchProgram AgentNotInstalled BrokenAgent UnknownSession HomeUnusable EndpointUnavailable McpServerUnusable
       AuditError                     AuditUnwritable AuditBroken
       ImportFailed                   another tool's file of logins
       SetupRefused                   another tool's file of settings
@@ -72,6 +72,7 @@ __all__ = [
     "MissingParameter",
     "NameNotResolved",
     "NeedsLogin",
+    "NoSuchProgram",
     "NotForThisUse",
     "NotLoggedIn",
     "PollFailed",
@@ -292,9 +293,16 @@ class CredentialError(ValetkeyError):
 
 
 class NotLoggedIn(CredentialError):
-    """No credential is stored for the account, and none is in the environment."""
+    """No credential is stored for the account, and none is in the environment.
+
+    `accounts` are those that a login each would help, where more than one was asked for.
+    """
 
     exit_status = 3
+
+    def __init__(self, message: str, *, hint: str, provider: str | None = None, accounts: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint=hint, provider=provider)
+        self.accounts = accounts
 
 
 class CredentialExpired(CredentialError):
@@ -530,6 +538,12 @@ class UnknownRun(RunError):
 
 class RunGoesOn(RunError):
     """A run that goes on cannot be removed, nor another one begun in its home."""
+
+
+class NoSuchProgram(RunError):
+    """The command of a run is no program that its sandbox has."""
+
+    exit_status = 127  # what a shell says
 
 
 class AgentNotInstalled(RunError):

@@ -77,10 +77,10 @@ def check_workspace(path: Path, *, home: Path, valetkey_home: Path) -> Path:
 
     Raises: WorkspaceRefused.
     """
-    found = _resolved(path)
+    found = _resolved(path, option="--workspace")
     if not found.is_dir():
         raise WorkspaceRefused(f"{path} is no folder", hint="name a folder that exists: `--workspace DIR`")
-    _check_source(found, home=home, valetkey_home=valetkey_home)
+    _check_source(found, home=home, valetkey_home=valetkey_home, option="--workspace")
     return found
 
 
@@ -92,8 +92,8 @@ def check_mount(mount: Mount, *, home: Path, valetkey_home: Path) -> Mount:
 
     Raises: WorkspaceRefused.
     """
-    source = _resolved(mount.source)
-    _check_source(source, home=home, valetkey_home=valetkey_home)
+    source = _resolved(mount.source, option="--mount")
+    _check_source(source, home=home, valetkey_home=valetkey_home, option="--mount")
     check_mount_target(mount.target)
     return Mount(source=source, target=mount.target, read_only=mount.read_only)
 
@@ -129,27 +129,28 @@ def _is_plain(target: str) -> bool:
     return target.startswith("/") and posixpath.normpath(target) == target and target != "/" and "\0" not in target
 
 
-def _resolved(path: Path) -> Path:
+def _resolved(path: Path, *, option: str) -> Path:
     try:
         return path.resolve(strict=True)
     except (OSError, RuntimeError) as error:
         raise WorkspaceRefused(
-            f"{path} cannot be looked at: {error}", hint="name a folder that exists: `--workspace DIR`"
+            f"{path} cannot be looked at: {error}", hint=f"name a folder that exists: `{option} DIR`"
         ) from error
 
 
-def _check_source(path: Path, *, home: Path, valetkey_home: Path) -> None:
+def _check_source(path: Path, *, home: Path, valetkey_home: Path, option: str) -> None:
     reason = _reason(path, home=home.resolve(), valetkey_home=valetkey_home.resolve())
     if reason is not None:
         raise WorkspaceRefused(
-            f"{path} is not given to a sandbox: {reason}",
-            hint="name the folder of one project: `--workspace DIR`",
+            f"{path} is not given to a sandbox: {reason}", hint=f"name the folder of one project: `{option} DIR`"
         )
 
 
 def _reason(path: Path, *, home: Path, valetkey_home: Path) -> str | None:
     if path in _SHARED or any(path.is_relative_to(place) for place in _SYSTEM):
         return "it is the system's"
+    if path == home:
+        return "it is your home folder, with all that tools keep there"
     if home.is_relative_to(path):
         return f"it holds the home folder {home}"
     if _touch(path, valetkey_home):

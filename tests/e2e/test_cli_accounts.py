@@ -106,6 +106,18 @@ def test_a_bad_key_gives_its_own_error_and_stores_nothing(
     assert valetkey.accounts() == []
 
 
+def test_a_key_that_nobody_can_be_asked_about_is_stored_and_that_is_said(valetkey: CommandLine) -> None:
+    valetkey.declare(
+        "mute",
+        '[api]\nbase_url = "https://mute.example"\nhosts = ["mute.example"]\ndialect = "none"\n'
+        '[[auth]]\nid = "api-key"\nkind = "api-key"\ninject = [{ set = { authorization = "Bearer {key}" } }]\n',
+    )
+    done = valetkey("login", "mute", "--key", "-", stdin="sk-" + "any" * 8)
+    assert (done.status, "not verified" in done.out) == (0, True)
+    assert valetkey("login", "mute", "--key", "-", "--json", stdin="sk-" + "any" * 8).json["verified"] is False
+    assert valetkey("login", "acme", "--key", "-", "--json", stdin=KEY).json["verified"] is True
+
+
 def test_no_verify_stores_without_asking_and_says_so(valetkey: CommandLine, server: LocalServer) -> None:
     done = valetkey("login", "acme", "--key", "-", "--no-verify", stdin="sk-" + "any" * 8)
     assert done.status == 0

@@ -78,6 +78,7 @@ def test_the_demo_shows_each_command_before_it_runs_and_leaves_nothing(
     next_commands = done.out.partition("Next, for a provider of yours:")[2].split("\n  ")[1:]
     assert [text.split()[:2] for text in next_commands] == [
         ["valetkey", "login"],
+        ["valetkey", "run"],
         ["valetkey", "ask"],
         ["valetkey", "up"],
     ]

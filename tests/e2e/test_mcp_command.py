@@ -74,7 +74,7 @@ def test_the_first_server_makes_the_file_for_its_owner_alone(line: CommandLine) 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("linear", URL), "has no grant"),
+        (("linear", URL), "add it: `--grant PROVIDER`"),
         (("linear", URL, "--grant", "nowhere"), "nowhere"),
         (("a/b", URL, "--grant", "linear"), "cannot be the name of an MCP server"),
         (("local", "--tool", "x", "--", "npx"), "tools beside its command"),

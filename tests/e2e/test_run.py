@@ -87,6 +87,46 @@ def test_all_missing_logins_are_named_at_once_and_nothing_is_left(
     assert line("runs", "list", "--json").json == {"runs": []}
 
 
+def test_on_a_terminal_a_missing_login_is_offered_and_the_run_goes_on(
+    line: CommandLine, server: LocalServer, workspace: Path
+) -> None:
+    declare(line, server.url, key=KEY)
+    assert line("logout", "acme", "--yes").status == 0
+    words = ("run", "--grant", "acme", "--workspace", str(workspace), "--", "sh", "-c", "echo be''gan")
+    with line.terminal(*words) as terminal:
+        terminal.expect("Log in to acme@default now? [Y/n]: ")
+        terminal.send("n\n")
+        terminal.expect("valetkey login acme")
+        assert terminal.end() == 3
+    with line.terminal(*words) as terminal:
+        terminal.expect("Log in to acme@default now? [Y/n]: ")
+        terminal.send("\n")
+        terminal.expect("API key: ")
+        terminal.send(KEY + "\n")
+        terminal.expect("began")
+        assert terminal.end() == 0
+    assert KEY not in terminal.shown
+
+
+def test_a_program_that_is_not_inside_is_told_before_anything_starts(line: CommandLine, workspace: Path) -> None:
+    (programs := workspace / "bin").mkdir()
+    (tool := programs / "my-tool").write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+
+    def hint(*words: str) -> str:
+        done = line("run", "--workspace", str(workspace), *words, environ={"PATH": f"{programs}:{os.environ['PATH']}"})
+        assert done.status == 127, done.err
+        return done.err.partition("hint: ")[2]
+
+    assert "`valetkey run claude`" in hint("claud")
+    assert str(tool) in hint("--", "my-tool")
+    assert "./run" in hint("--", "no-such-program")
+    assert line("runs", "list", "--json").json == {"runs": []}
+    # Where the command's own PATH is said, nobody knows better than the command.
+    done = line("run", "--workspace", str(workspace), "--env", "PATH=/workspace/bin:/usr/bin:/bin", "--", "my-tool")
+    assert done.status == 0, done.err
+
+
 def test_once_a_run_has_ended_its_socket_is_gone(line: CommandLine, server: LocalServer, workspace: Path) -> None:
     declare(line, server.url, key=KEY)
     process = started(line, workspace, "--grant", "acme")
@@ -200,6 +240,10 @@ def test_on_a_terminal_it_has_one_of_its_own(line: CommandLine, workspace: Path)
         assert terminal.end() == 3
     (kept,) = line("runs", "list", "--json").json["runs"]
     assert "interrupted" in line("runs", "logs", kept["id"]).out
+    with line.terminal("runs", "logs", kept["id"]) as terminal:
+        assert terminal.end() == 0
+    assert "interrupted\r\n" in terminal.shown
+    assert "exit 3" in line("runs", "show", kept["id"]).out
 
 
 def test_a_limit_that_ended_a_run_is_named(line: CommandLine, workspace: Path) -> None:

@@ -55,6 +55,7 @@ def test_claude_code_answers_and_sees_no_credential(place: Place, aimock: ApiMoc
     (kept,) = place.runs()
     assert (kept["agent"], kept["account"], kept["method"]) == ("claude", "anthropic@default", method)
     assert kept["grants"] == ["anthropic@default"]
+    assert place("runs", "list").out.splitlines()[1].endswith("  claude -p 'Say hello.'")
     assert place.outside.heads, "it went out by the tests' own way"
     assert {head.split(b" ")[1] for head in place.outside.heads} == {b"api.anthropic.com:443"}
 
@@ -233,6 +234,23 @@ def test_an_agent_without_a_login_or_a_program_says_what_to_do(place: Place) -> 
     done = place.line("codex", "exec", "hi", environ={"PATH": "/usr/bin:/bin"})
     assert (done.status, "npm install -g @openai/codex" in done.err) == (1, True)
     assert place.runs() == []
+
+
+def test_on_a_terminal_an_agent_without_a_login_offers_its_own_providers(place: Place, aimock: ApiMock) -> None:
+    at = ("run", "--workspace", str(place.workspace))
+    with place.line.terminal(*at, "claude", "--", "-p", "Say hello.") as terminal:
+        terminal.expect("Log in to anthropic now?")
+        terminal.interrupt()
+        assert terminal.end() == 130
+    with place.line.terminal(*at, "codex", "--", "exec", "Say hello.") as terminal:
+        terminal.expect("Log in to (arrow keys, number or name; Enter)")
+        terminal.send("2\r")
+        terminal.expect("API key: ")
+        terminal.send(place.keys["openai"] + "\n")
+        terminal.expect(aimock.reply)
+        assert terminal.end() == 0
+    assert place.runs()[0]["account"] == "openai@default"
+    assert place.shows(terminal.shown) == []
 
 
 def test_only_an_agent_goes_on(place: Place) -> None:

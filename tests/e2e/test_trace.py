@@ -61,9 +61,9 @@ def test_each_request_is_a_line_the_newest_last(line: CommandLine, trace: Trace)
     head, *lines = line("trace").out.splitlines()
     assert head.split() == ["time", "client", "account", "method", "took", "tokens", "request"]
     assert [re.sub(r"^\d\d:\d\d:\d\d ", "", each) for each in lines] == [
-        "laptop    acme@default   POST   200 1.2s  1.2k+56k  api.acme.example/v1/chat/completions",
-        "k2        -              POST   403 2ms   11+22     denied: api.acme.example/v1/files",
-        "laptop    acme@default   POST   -   3m    -         client_gone: api.acme.example/v1/chat/completions",
+        "laptop    acme@default   POST    200 1.2s  1.2k+56k  api.acme.example/v1/chat/completions",
+        "k2        -              POST    403 2ms   11+22     denied: api.acme.example/v1/files",
+        "laptop    acme@default   POST    -   3m    -         client_gone: api.acme.example/v1/chat/completions",
     ]
 
 
@@ -76,7 +76,7 @@ def test_lines_fit_a_terminal_and_errors_have_a_colour(line: CommandLine, trace:
     assert len(shown) == 5
     assert all(len(re.sub(r"\x1b\[\d+m", "", each)) <= 80 for each in shown)
     assert [code for each in shown[1:] for code in re.findall(r"\x1b\[(3\d)m", each)] == ["31", "33"]
-    assert shown[1].endswith("…1/chat/completions")
+    assert shown[1].endswith("…/chat/completions")
     assert "denied: …" in shown[4]
 
 
@@ -84,6 +84,13 @@ def test_days_are_shown_where_not_all_is_of_today(line: CommandLine, trace: Trac
     put(trace, row(at=now() - 3 * 86400), row(at=now()))
     day = (datetime.now() - timedelta(days=3)).strftime("%m-%d ")
     assert line("trace").out.splitlines()[1].startswith(day)
+
+
+def test_of_one_client_no_line_names_it(line: CommandLine, trace: Trace) -> None:
+    put(trace, row(at=now(), path="/1", client="run:0123456789ab"))
+    head, request = line("trace", "--client", "run:0123456789ab").out.splitlines()
+    assert ("client" in head, "run" in request, request.endswith("/1")) == (False, False, True)
+    assert line("trace").out.splitlines()[0].split()[1] == "client"
 
 
 def test_filters_choose(line: CommandLine, trace: Trace) -> None:

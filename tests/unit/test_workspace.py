@@ -44,6 +44,8 @@ def test_the_home_and_what_holds_it_are_refused(user: Path) -> None:
     for path in (user, user.parent, Path("/")):
         with pytest.raises(WorkspaceRefused):
             checked(path, user)
+    with pytest.raises(WorkspaceRefused, match="it is your home folder"):
+        checked(user, user)
 
 
 @pytest.mark.parametrize("path", ["/", "/home", "/tmp", "/etc", "/etc/ssl", "/usr", "/run", "/proc/self", "/dev/shm"])
@@ -121,8 +123,9 @@ def test_a_mount_is_held_to_what_a_workspace_is(user: Path) -> None:
     )
     assert given == Mount(source=user / "project" / "file", target="/mnt/file", read_only=False)
     for source in (user / ".ssh" / "id", user / ".ssh", user, Path("/run"), user / "missing"):
-        with pytest.raises(WorkspaceRefused):
+        with pytest.raises(WorkspaceRefused) as refused:
             check_mount(Mount(source=source, target="/mnt/x"), home=user, valetkey_home=user / ".valetkey")
+        assert "`--mount DIR`" in refused.value.hint
 
 
 @pytest.mark.parametrize("target", ["/etc/valetkey/ca.pem", "/opt/file"])

@@ -38,6 +38,15 @@ COMMANDS: dict[str, str] = {
     "completion": "valetkey.cli.settings:completion",
 }
 
+# How help shows them; "" is where the agents' own commands stand. Each command is in one group.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Run agents": ("run", "", "runs", "approvals", "mcp"),
+    "Log in": ("login", "logout", "list", "status", "auth", "import", "providers"),
+    "Use an account": ("ask", "models", "token", "env", "exec", "helper", "setup"),
+    "Give tools a valet key": ("up", "down", "serve", "key", "policy", "trace", "ca", "lock", "unlock"),
+    "See to it": ("doctor", "audit", "store", "config", "demo", "completion"),
+}
+
 # The same commands under the names that other tools taught.
 OTHER_NAMES: dict[str, str] = {
     "grant": "valetkey.cli.login:login",

@@ -261,15 +261,18 @@ def _login(state: State, ref: CredentialRef) -> Login:
 
 
 def _own_account(state: State, agent: Agent) -> CredentialRef:
-    """Give the default account of the first provider of the agent's own that has one."""
+    """Give the default account of the first provider of the agent's own that has one; a terminal is offered a login."""
     refs = [state.broker.resolve(provider) for provider in agent.providers]
     found = next((ref for ref in refs if state.store.account(ref) is not None), None)
-    if found is None:
-        commands = " or ".join(f"`{login_command(ref)}`" for ref in refs)
-        raise NotLoggedIn(
-            f"there is no account that {agent.id} could use", provider=refs[0].provider, hint=f"run {commands}"
-        )
-    return found
+    if found is not None:
+        return found
+    from valetkey.cli.login import log_in_to_one
+
+    commands = " or ".join(f"`{login_command(ref)}`" for ref in refs)
+    missing = NotLoggedIn(
+        f"there is no account that {agent.id} could use", provider=refs[0].provider, hint=f"run {commands}"
+    )
+    return log_in_to_one(state, missing, [state.catalogue.get(ref.provider) for ref in refs])
 
 
 # --- sessions ---------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ __all__ = ["auth"]
 auth = Commands(
     "auth",
     help="Log in, list, log out: the same commands as without `auth`.",
-    short_help="login, list and logout under other names.",
+    short_help="Switch an account; login, list, logout under other names.",
     table={
         "login": "valetkey.cli.login:login",
         "list": "valetkey.cli.accounts:list_accounts",

@@ -26,9 +26,10 @@ from valetkey.errors import RunError, UsageError, ValetkeyError
 __all__ = ["demo"]
 
 NEXT = (
-    "valetkey login                      # choose a provider; or: valetkey login openrouter",
-    'valetkey ask "hello"                # streams from the model you chose',
-    "valetkey up && valetkey key create --grant openrouter  # an address and a key for your tools",
+    "valetkey login              # choose a provider; or: valetkey login anthropic",
+    "valetkey run claude         # Claude Code in a sandbox without your key",
+    'valetkey ask "hello"        # streams from the model you chose',
+    "valetkey up && valetkey key create --grant anthropic   # for other tools",
 )
 QUESTION = "Say hello in five words."
 # Of an answer's JSON; the model's words are at its beginning.
@@ -122,6 +123,8 @@ def demo(state: State) -> None:
         state.say("Next, for a provider of yours:", bold=True)
         for line in NEXT:
             state.say(f"  {line}")
+        if shutil.which("valetkey") is None:
+            state.say(f"The command is {Path(sys.executable).parent / 'valetkey'}, which is not on your PATH.")
     state.emit({"answered": True, "refused": True, "sandboxed": sandboxed})
 
 

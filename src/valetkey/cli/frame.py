@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 import click
 
-from valetkey.cli import COMMANDS, OTHER_NAMES
+from valetkey.cli import COMMANDS, GROUPS, OTHER_NAMES
 from valetkey.cli.output import plain
 from valetkey.cli.state import State, is_terminal
 from valetkey.errors import UsageError, ValetkeyError
@@ -143,6 +143,19 @@ class _Root(Commands):
 
         return [*super().list_commands(ctx), *BUILT_IN]
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write them in groups."""
+        from valetkey.agents import BUILT_IN
+
+        width = max(map(len, self.list_commands(ctx)))
+        for heading, group_of in GROUPS.items():
+            names = [name for one in group_of for name in ([one] if one else BUILT_IN)]
+            found = [(name, command) for name in names if (command := self.get_command(ctx, name)) is not None]
+            with formatter.section(heading):
+                limit = formatter.width - width - 6
+                # Of one width, so that the groups are one table.
+                formatter.write_dl([(f"{name:<{width}}", one.get_short_help_str(limit)) for name, one in found])
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command's module, or make the command of an agent."""
         found = super().get_command(ctx, cmd_name)
@@ -170,7 +183,10 @@ class _Root(Commands):
 @_FLAGS[1]
 @_FLAGS[2]
 def valetkey() -> None:
-    """Log in once to every AI provider; every tool then works."""
+    """Log in once to every AI provider; every tool then works.
+
+    Begin with `valetkey login`; then `valetkey run claude`, `valetkey ask "hello"`, or `valetkey key create`.
+    """
 
 
 # --- the end ---------------------------------------------------------------------------------

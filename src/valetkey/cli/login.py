@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from valetkey.provider import AuthMethod, Provider
     from valetkey.store import Account
 
-__all__ = ["Wanted", "given_key", "login", "or_log_in"]
+__all__ = ["Wanted", "given_key", "log_in_now", "log_in_to_one", "login", "or_log_in"]
 
 T = TypeVar("T")
 # Larger than any secret; what is longer is the wrong file.
@@ -112,13 +112,36 @@ def or_log_in(state: State, name: str, ask: Callable[[str], Awaitable[T]]) -> T:
     try:
         return state.run(asked())
     except NotLoggedIn as missing:
-        if not state.interactive:
-            raise
-        state.note(missing.message)
-        if not click.confirm(f"Log in to {name} now?", default=True, err=True):
-            raise
-    login.main(args=[name], prog_name="valetkey login", standalone_mode=False, obj=state)
+        log_in_now(state, missing, [name])
     return state.run(asked())
+
+
+def log_in_now(state: State, missing: NotLoggedIn, names: Sequence[str]) -> None:
+    """Offer to log in at each of these. Raises: NotLoggedIn, the one given, without a terminal or a yes."""
+    if not state.interactive:
+        raise missing
+    state.note(missing.message)
+    for name in names:
+        if not click.confirm(f"Log in to {name} now?", default=True, err=True):
+            raise missing
+        _log_in(state, name)
+
+
+def log_in_to_one(state: State, missing: NotLoggedIn, providers: Sequence[Provider]) -> CredentialRef:
+    """Offer to log in at one of these, and give its account. Raises: as `log_in_now`."""
+    from valetkey.cli.menu import Entry, choose
+
+    if len(providers) == 1 or not state.interactive:
+        log_in_now(state, missing, [providers[0].id])
+        return state.broker.resolve(providers[0].id)
+    state.note(missing.message)
+    chosen = choose("Log in to", [Entry(id=provider.id, label=provider.name) for provider in providers])
+    _log_in(state, chosen)
+    return state.broker.resolve(chosen)
+
+
+def _log_in(state: State, name: str) -> None:
+    login.main(args=[name], prog_name="valetkey login", standalone_mode=False, obj=state)
 
 
 # --- which one -------------------------------------------------------------------------------
@@ -256,10 +279,11 @@ def _tell(state: State, account: Account, provider: Provider, wanted: Wanted, *,
     notice = state.store.notice() if first else ""
     shown = state_of(account, now).as_dict()
     source = state.store.source_kind()
+    verified = wanted.verify and not _taken_as_it_is(provider, account)
     state.emit(
         {
             **shown,
-            "verified": wanted.verify,
+            "verified": verified,
             "store": str(state.paths.database),
             "key_source": source,
             "notice": notice,
@@ -278,10 +302,19 @@ def _tell(state: State, account: Account, provider: Provider, wanted: Wanted, *,
     state.say(f"  stored   {state.paths.database}, sealed; the key is in: {source}")
     if not wanted.verify:
         state.say("  not verified: the provider was not asked whether it is good")
+    elif not verified:
+        state.say(f"  not verified: nothing is declared by which {account.ref.provider} could be asked (`probe`)")
     if model:
         state.say(f"  default model is now {model}")
     if notice:
         state.note(notice)
+
+
+def _taken_as_it_is(provider: Provider, account: Account) -> bool:
+    """Whether a key was stored that no probe could be asked about; of tokens it is known who gave them out."""
+    method = provider.method(account.method)
+    probe = (method.probe if method else None) or provider.api.probe
+    return account.kind == "api-key" and (probe is None or (probe.get is None and probe.post is None))
 
 
 def _first_model(state: State, provider: Provider, account: Account) -> str | None:

@@ -72,6 +72,10 @@ def add(
         entry["command"] = list(words)
     given = {"grant": grant, "transport": transport, "tools": list(tools) or None}
     entry |= {key: value for key, value in given.items() if value is not None}
+    if grant is None and "url" in entry:
+        raise UsageError(
+            "no account is named whose credential goes in", hint="add it: `--grant PROVIDER`; see docs/mcp.md"
+        )
     if grant is not None:
         state.broker.resolve(grant)
     added = _write(state, name, entry)[name]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -14,7 +16,7 @@ import click
 from valetkey import serving
 from valetkey.cli.frame import State, command
 from valetkey.cli.runs import records_of, remove_run
-from valetkey.errors import RunError, RunGoesOn, UsageError
+from valetkey.errors import NoSuchProgram, NotLoggedIn, RunError, RunGoesOn, UsageError
 
 if TYPE_CHECKING:
     from valetkey.gateway.runs import BegunRun
@@ -106,6 +108,7 @@ def run(
     from valetkey.cli import agents
     from valetkey.gateway import policy as policies
     from valetkey.runs.launch import Wanted
+    from valetkey.sandboxes import sandbox_for
     from valetkey.workspace import check_workspace
 
     _hint_at_ask(argv)
@@ -133,12 +136,17 @@ def run(
     )
     if earlier is not None:
         wanted = agents.going_on(state, wanted, earlier)
-    begin(state, wanted if agent is None else agents.for_agent(state, agent, wanted, argv[1:]))
+    if agent is not None:
+        wanted = agents.for_agent(state, agent, wanted, argv[1:])
+    elif not sandbox_for(in_sandbox(state, wanted).sandbox or "").own_programs:
+        _check_program(wanted)
+    begin(state, wanted)
 
 
 def begin(state: State, wanted: Wanted) -> NoReturn:
     """Begin a run, and become its parent."""
     import valetkey
+    from valetkey.cli.login import log_in_now
     from valetkey.gateway import background
     from valetkey.gateway.trust import system_bundle
     from valetkey.runs.launch import missing_tools, ready, sweep
@@ -159,7 +167,8 @@ def begin(state: State, wanted: Wanted) -> NoReturn:
     _forget_the_old(state, records)
     for provider, tool in missing_tools(wanted, state.catalogue, sandbox):
         state.note(f"{provider} is mostly used by {tool}, which is not in the sandbox")
-    made = ready(
+    make = partial(
+        ready,
         wanted,
         granting=granting,
         records=records,
@@ -169,6 +178,11 @@ def begin(state: State, wanted: Wanted) -> NoReturn:
         system_bundle=system_bundle(state.environ),
         environ=state.environ,
     )
+    try:
+        made = make()
+    except NotLoggedIn as missing:
+        log_in_now(state, missing, missing.accounts)
+        made = make()
     if state.verbose:
         state.note(f"run {made.run.id}: {', '.join(made.run.grants) or 'no account'}")
     state.broker.close()
@@ -203,8 +217,28 @@ def _hint_at_ask(argv: tuple[str, ...]) -> None:
     if len(argv) == 1 and " " in argv[0].strip():
         raise UsageError(
             f"there is no command {argv[0][:40]!r}",
-            hint="to ask a model, run `valetkey ask`; for a command, `run -- CMD`",
+            hint='name an agent before it: `valetkey run claude -- -p "…"`; `valetkey ask "…"` asks a model',
         )
+
+
+def _check_program(wanted: Wanted) -> None:
+    """Raises: NoSuchProgram where the sandbox has none of this name, and nothing could have brought one."""
+    from difflib import get_close_matches
+
+    from valetkey.agents import BUILT_IN
+    from valetkey.runs.environment import PATH
+
+    name = wanted.command[0]
+    if "/" in name or "PATH" in wanted.variables or shutil.which(name, path=PATH) is not None:
+        return
+    near, outside = get_close_matches(name, BUILT_IN, n=1, cutoff=0.75), shutil.which(name)
+    if near:
+        hint = f"did you mean `valetkey run {near[0]}`?"
+    elif outside is not None:
+        hint = f"{outside} is not inside: mount its folder (`--mount DIR`) and write its whole path"
+    else:
+        hint = "a sandbox has what is below /usr; write the path of a program that lies elsewhere, such as `./run`"
+    raise NoSuchProgram(f"there is no program {name[:40]!r} in the sandbox", hint=hint)
 
 
 def _mount(state: State, text: str) -> Mount:

@@ -6,6 +6,7 @@ import os
 import signal
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,7 +38,7 @@ def list_runs(state: State) -> None:
     found = records.all()
     state.emit({"runs": [_as_dict(records, one) for one in found]})
     if not found:
-        state.say("Nothing has run yet. Begin with `valetkey run --grant PROVIDER -- CMD`.")
+        state.say("Nothing has run yet. Begin with `valetkey run claude`, or `valetkey run --grant PROVIDER -- CMD`.")
         return
     state.table(
         ["ID", "STATE", "BEGUN", "GRANTS", "COMMAND"],
@@ -55,36 +56,40 @@ def show(state: State, *, id: str) -> None:
     """Show a run: what it was, what it was granted, how it ended, where its files are."""
     records = records_of(state)
     one = records.find(id)
-    told = _as_dict(records, one)
-    state.emit(told)
-    for name in (
-        "id",
-        "state",
-        "command",
-        "agent",
-        "account",
-        "method",
-        "grants",
-        "mcp",
-        "workspace",
-        "mounts",
-        "variables",
-        "limits",
-        "sandbox",
-        "image",
-        "home_of",
-        "created_at",
-        "ended_at",
-        "folder",
-    ):
-        value = told[name]
-        if name == "mounts":
-            value = [f"{mount.target}{'' if mount.read_only else ':rw'}" for mount in one.mounts]
-        elif name == "limits":
-            value = [f"{limit}={number}" for limit, number in value.items() if number is not None]
-        text = " ".join(value) or "-" if isinstance(value, list) else str(value) if value is not None else "-"
-        state.say(f"{name.replace('_', ' '):<11} {text}")
+    state.emit(_as_dict(records, one))
+    for name, text in _shown(records, one, state.clock.now()):
+        if text:
+            state.say(f"{name:<11} {text}")
     _say_waiting(state, one)
+
+
+def _shown(records: Records, one: Run, now: datetime) -> list[tuple[str, str]]:
+    """Give what `show` prints of it; what a run has not is empty."""
+    limits = [f"{name}={number}" for name, number in asdict(one.limits).items() if number is not None]
+    return [
+        ("id", one.id),
+        ("state", _in_words(records, one)),
+        ("command", _line(one)),
+        ("agent", one.agent or ""),
+        ("account", f"{one.account} ({one.method})" if one.method else one.account or ""),
+        ("grants", " ".join(one.grants) or "none"),
+        ("allow", " ".join(one.allow)),
+        ("policy", one.policy_file),
+        ("mcp", " ".join(one.mcp)),
+        ("workspace", f"{one.workspace}{' (read-only)' if one.read_only else ''}"),
+        ("mounts", " ".join(f"{mount.target}{'' if mount.read_only else ':rw'}" for mount in one.mounts)),
+        ("variables", " ".join(one.variables)),
+        ("limits", " ".join(limits)),
+        ("sandbox", f"{one.sandbox} {one.image}" if one.image else one.sandbox),
+        ("home of", one.home_of or ""),
+        ("begun", _time(one.created_at, now)),
+        ("ended", "" if one.ended_at is None else _time(one.ended_at, now)),
+        ("folder", str(records.at(one))),
+    ]
+
+
+def _time(then: datetime, now: datetime) -> str:
+    return f"{then.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, {ago(then, now)}"
 
 
 def _say_waiting(state: State, one: Run) -> None:
@@ -111,7 +116,9 @@ def logs(state: State, *, id: str) -> None:
         state.emit({"output": content.decode(errors="replace")})
     else:
         # On a terminal what it wrote may do to this one whatever it likes; control characters are shown instead.
-        state.say(content.decode(errors="replace")) if state.on_terminal else click.echo(content, nl=False)
+        # (Its own terminal ended lines by CR LF.)
+        text = content.decode(errors="replace").replace("\r\n", "\n").removesuffix("\n")
+        state.say(text) if state.on_terminal else click.echo(content, nl=False)
 
 
 @command("trace", short_help="Show what a run asked for.")
@@ -210,6 +217,11 @@ def _in_words(records: Records, one: Run) -> str:
 
 
 def _line(one: Run) -> str:
+    """Give the command. An agent's is what was typed: its name in place of the paths of program and interpreter."""
     import shlex
 
-    return shlex.join(one.command)
+    words = list(one.command)
+    if one.agent is not None:
+        places = [n for n, word in enumerate(words[:2], 1) if word.startswith("/") and word.count("/") > 1]
+        words[: max(places, default=0)] = [one.agent]
+    return shlex.join(words)

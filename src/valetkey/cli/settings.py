@@ -19,6 +19,7 @@ def show(state: State) -> None:
     """Show every setting with its value and where that comes from: the file and line, a variable, or the default."""
     settings = state.config
     rows = [(key, settings.value(key), origin) for key, origin in settings.origins().items()]
+    rows.sort(key=lambda row: row[0].partition(".")[0])  # what belongs together stands together
     state.emit(
         {
             "file": str(state.paths.config),

@@ -25,7 +25,7 @@ _SHORTEST = 6
 _POLL_SECONDS = 0.25
 _AT_ONCE = 1000
 # The last column takes what is left of the line: 80 columns hold `/v1/chat/completions`.
-_WIDTHS = {"time": 8, "client": 9, "account": 14, "method": 6, "": 3, "took": 5, "tokens": 9}
+_WIDTHS = {"time": 8, "client": 9, "account": 14, "method": 7, "": 3, "took": 5, "tokens": 9}
 _WIDTH_OF_DAY = 11
 
 
@@ -53,7 +53,8 @@ def show(state: State, *, follow: bool, client: str | None, account: str | None,
     begin = None if since is None else time_of(since, state.clock.now()).timestamp()
     highest = reader.last_id()
     found = reader.newest(limit, client=client, account=account, since=begin)[::-1]
-    lines = _Lines(state, days=not follow and any(_day(r.row.at) != _today(state) for r in found))
+    days = not follow and any(_day(r.row.at) != _today(state) for r in found)
+    lines = _Lines(state, days=days, clients=client is None)
     if not follow:
         state.emit({"requests": [_as_dict(r.row, lines.names(reader, [r])) for r in found]})
     if not found:
@@ -87,10 +88,12 @@ def _follow(
 class _Lines:
     """Writes one line a request, for a person or, following, as JSON."""
 
-    def __init__(self, state: State, *, days: bool) -> None:
+    def __init__(self, state: State, *, days: bool, clients: bool) -> None:
         self._state = state
         self._days = days
         self._widths = {**_WIDTHS, "time": _WIDTH_OF_DAY if days else _WIDTHS["time"]}
+        if not clients:  # all are of one
+            del self._widths["client"]
         self._names: Mapping[str, str] = {}
 
     def names(self, reader: TraceReader, found: Sequence[Recorded]) -> Mapping[str, str]:
@@ -115,16 +118,16 @@ class _Lines:
 
     def _line(self, row: Row, names: Mapping[str, str]) -> str:
         at = datetime.fromtimestamp(row.at).astimezone()
-        texts = (
-            at.strftime("%m-%d %H:%M" if self._days else "%H:%M:%S"),
-            names.get(row.client) or row.client or "-",
-            row.account or "-",
-            row.method,
-            str(row.status or "-"),
-            _took(row.duration_ms),
-            _tokens(row),
-        )
-        begin = " ".join(fitted(plain(text), width) for text, width in zip(texts, self._widths.values(), strict=True))
+        texts = {
+            "time": at.strftime("%m-%d %H:%M" if self._days else "%H:%M:%S"),
+            "client": names.get(row.client) or row.client or "-",
+            "account": row.account or "-",
+            "method": row.method,
+            "": str(row.status or "-"),
+            "took": _took(row.duration_ms),
+            "tokens": _tokens(row),
+        }
+        begin = " ".join(fitted(plain(texts[name]), width) for name, width in self._widths.items())
         code, request = "" if row.outcome == "ok" else f"{row.outcome}: ", row.host + row.path
         width = self._state.width
         if width is not None:

@@ -291,6 +291,7 @@ class Runs:
                 f"the run cannot begin without a login for {', '.join(map(str, missing))}",
                 provider=missing[0].provider if len(missing) == 1 else None,
                 hint=f"run `{commands}`",
+                accounts=tuple(map(str, missing)),
             )
         return found
 
