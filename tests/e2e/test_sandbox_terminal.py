@@ -23,7 +23,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from tests.support.gateway_process import until
-from tests.support.sandboxed import Place
+from valetkey.testing.place import Place
 from valetkey.sandboxes import sandbox_for
 from valetkey.sandboxes.terminal import run_on_terminal
 place = Place(root=Path(sys.argv[1]), sandbox=sandbox_for("bubblewrap"))
